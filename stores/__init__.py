@@ -1,0 +1,1 @@
+"""Where embeddings live: chunked Zarr stores, and the other places a gallery may rest. Never imports torch."""

@@ -1,0 +1,104 @@
+"""What every command line shares: options from a dataclass, mistakes in one line, progress on standard error.
+
+Only the standard library and jsonargparse are imported here, so that `--help` answers at once.
+"""
+
+import os
+import sys
+import time
+import traceback
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
+
+Options = TypeVar("Options")
+Item = TypeVar("Item")
+
+USER_MISTAKE = 2
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+
+
+def run_command(
+    options_class: type[Options],
+    function: Callable[[Options], object],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+) -> int:
+    """Fill `options_class` from the command line, call `function` with it and return the process's exit code.
+
+    Every field of the dataclass is an option, a nested dataclass gives dotted ones (`--augmentation.shift 0.1`), and
+    `--config run.yaml` reads them from a file, which options after it override. The `Attributes:` section of the
+    dataclass's docstring becomes the text of `--help`.
+
+    Args:
+        options_class: a `kw_only` dataclass.
+        function: the work; a ValueError, OSError or ImportError it raises becomes one line on standard error. Set
+            COMPAT_TRACEBACK=1 to see where it was raised.
+        argv: arguments without the program's name; None reads `sys.argv`.
+        prog: how the command is called, for `--help`.
+        description: first lines of `--help`.
+
+    Returns:
+        0 when done, 2 for a mistake in the options or the data, 130 when interrupted.
+    """
+    try:
+        function(_parse(options_class, argv, prog=prog, description=description))
+    except SystemExit as finished:  # --help and --print_config end this way
+        return finished.code if isinstance(finished.code, int) else USER_MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted: the same command run again goes on from the last committed state", file=sys.stderr)
+        return INTERRUPTED
+    except ArgumentError as mistake:
+        return _complain(f"{mistake}; `{prog} --help` lists the options")
+    except (ValueError, OSError, ImportError) as mistake:
+        return _complain(str(mistake) or type(mistake).__name__)
+    return 0
+
+
+def _parse(options_class: type[Options], argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; options after it override it")
+    parser.add_class_arguments(options_class, None)
+    values = parser.instantiate(parser.parse_args(argv))
+    dataclass: Any = options_class  # no type says "a dataclass", so the checker is told nothing
+    return dataclass(**{field.name: values[field.name] for field in fields(dataclass)})  # all but `config`
+
+
+def _complain(message: str) -> int:
+    if os.environ.get("COMPAT_TRACEBACK") == "1":
+        traceback.print_exc()
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return USER_MISTAKE
+
+
+def progress(
+    items: Iterable[Item], description: str, *, total: int | None = None, every: float = 5.0
+) -> Iterator[Item]:
+    """Pass `items` on and show how far along they are: a bar on a terminal, now and then a plain line elsewhere.
+
+    Args:
+        items: what to walk through; `range(n)` counts steps.
+        description: a word or two, shown in front.
+        total: how many items there are, where `len(items)` does not know.
+        every: least seconds between two plain lines; work done sooner than that prints nothing.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, description, total=total, console=Console(stderr=True))
+        return
+    last = time.monotonic()
+    of_total = "" if total is None else f"/{total}"
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            print(f"{description}: {done}{of_total}", file=sys.stderr, flush=True)
