@@ -1,0 +1,1 @@
+"""Measures of retrieval, from ids and arrays alone."""

@@ -1,0 +1,80 @@
+"""How far a measured mean may be from the true one: a bootstrap over whole identities, or over queries."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The three numbers by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_means(
+    values: np.ndarray, clusters: np.ndarray | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Means of resampled queries, float64 [resamples, m]; columns share the draws, so they compare in pairs.
+
+    Args:
+        values: One measure a column, floats [q, m].
+        clusters: Integer codes [q]; queries of one code (an identity) are drawn together, because they are not
+            independent of each other. None draws single queries.
+        resamples: Number of draws.
+        seed: The same seed gives the same draws.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; the cluster form draws whole groups.
+    """
+    generator = np.random.default_rng(seed)
+    if clusters is None:
+        sums, counts = values, np.ones(len(values))
+    else:
+        codes = np.unique(clusters, return_inverse=True)[1]
+        sums = np.zeros((codes.max() + 1, values.shape[1]))
+        np.add.at(sums, codes, values)
+        counts = np.bincount(codes).astype(float)
+    groups = len(counts)
+    means = np.empty((resamples, values.shape[1]))
+    step = max(1, 2_000_000 // groups)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        weights = generator.multinomial(groups, np.full(groups, 1 / groups), size=size)
+        means[start : start + size] = (weights @ sums) / (weights @ counts)[:, None]
+    return means
+
+
+def interval(value: float, means: np.ndarray) -> Interval:
+    """The percentile interval of a measured value from its bootstrap means [resamples]; NaN draws are left out."""
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(means, [tail, 100 - tail])
+    return Interval(float(value), float(low), float(high))
+
+
+def proportion_interval(value: float, means: np.ndarray, groups: int) -> Interval:
+    """Like `interval` for a mean of values between 0 and 1, kept from collapsing to a point at 0 and at 1.
+
+    Where every group agrees, no draw differs from another; the exact binomial bound for that many agreeing groups is
+    used instead, low = (tail)^(1/groups) at 1. Source: Clopper and Pearson, Biometrika 26 (1934).
+    """
+    found = interval(value, means)
+    tail = (1 - LEVEL) / 2
+    if value >= 1:
+        return Interval(found.value, min(found.low, tail ** (1 / groups)), 1.0)
+    if value <= 0:
+        return Interval(found.value, 0.0, max(found.high, 1 - tail ** (1 / groups)))
+    return found

@@ -1,0 +1,63 @@
+"""Rewrite a gallery into the new model's space: `python -m compat.migrate --transformer DIR --source URI --target URI`.
+
+A URI is a path (a Zarr store, or by its ending .npy, .parquet, .faiss or .index) or scheme:path. The source is left
+alone. An interrupted migration goes on when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stores.command_line import run_command
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrateOptions:
+    """What to migrate where.
+
+    Attributes:
+        transformer: Folder of a transformer of direction old-to-new.
+        source: URI of the old gallery.
+        target: URI of the gallery to write.
+        batch_rows: Rows in memory at a time.
+    """
+
+    transformer: Path
+    source: str
+    target: str
+    batch_rows: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1:
+            raise ValueError(f"batch_rows must be at least 1, found {self.batch_rows}")
+
+
+def migrate(options: MigrateOptions) -> None:
+    """Migrate a gallery and print what came of it; see `compat.migration.run.migrate_gallery`."""
+    import time
+
+    from compat.migration.run import migrate_gallery
+    from compat.transformers.artefact import load_transformer
+
+    said = time.monotonic()
+
+    def say(done: int, rows: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            print(f"migrated {done}/{rows} rows", file=sys.stderr, flush=True)
+
+    transformer = load_transformer(options.transformer)
+    print(migrate_gallery(options.source, transformer, options.target, batch_rows=options.batch_rows, on_rows=say))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run_command(MigrateOptions, migrate, argv, prog="python -m compat.migrate", description=str(__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Options of fitting a transformer. Standard library only, so that a command line can list them at once."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Direction = Literal["new-to-old", "old-to-new"]
+Pairing = Literal["none", "linear", "sorted", "proximity"]
+Schedule = Literal["full", "pretrain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the two terms that a network learns from.
+
+    Attributes:
+        cosine_weight: Weight of 1 - cosine, a term between 0 and 2.
+        mse_weight: Weight of the squared distance, summed over dimensions. Raw embeddings are long (a norm of 25 is
+            common), so a weight near that of the cosine lets this term swamp it.
+    """
+
+    cosine_weight: float = 10.0
+    mse_weight: float = 0.002
+
+    def __post_init__(self) -> None:
+        if self.cosine_weight < 0 or self.mse_weight < 0 or self.cosine_weight + self.mse_weight == 0:
+            raise ValueError(
+                f"loss weights must not be negative nor all zero, found cosine_weight={self.cosine_weight}, "
+                f"mse_weight={self.mse_weight}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationOptions:
+    """Synthetic identities, each the mean of two real ones in both spaces at once. They need labels.
+
+    Attributes:
+        pairing: Which identities are interpolated: `linear` 0 with 1, 2 with 3; `sorted` neighbours by number of
+            samples; `proximity` those whose centroids are near each other; `none` of them.
+        rate: Wanted number of synthetic samples for each real one.
+        minimum: A `sorted` or `proximity` pair that gives fewer samples is skipped.
+        cap: A `sorted` or `proximity` pair gives no more samples than this.
+    """
+
+    pairing: Pairing = "none"
+    rate: float = 0.25
+    minimum: int = 20
+    cap: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 10:
+            raise ValueError(f"interpolation.rate must be above 0 and at most 10, found {self.rate}")
+        if not 1 <= self.minimum <= self.cap:
+            raise ValueError(
+                f"interpolation.minimum must be between 1 and interpolation.cap, found {self.minimum} and {self.cap}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How a transformer is fitted to pairs of embeddings.
+
+    Attributes:
+        transformer: Family of the map: identity, procrustes, ridge, mlp or msresnet.
+        direction: `new-to-old` maps queries into the old gallery's space, `old-to-new` maps the gallery.
+        loss: Weights of the loss (mlp and msresnet).
+        interpolation: Synthetic identities (mlp and msresnet).
+        schedule: `full` trains on real and synthetic samples to the end, `pretrain` drops the synthetic ones half way.
+        epochs: Passes over the pairs (mlp and msresnet).
+        batch_size: Pairs in a step (mlp and msresnet).
+        learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
+        folds: The pairs are divided into this many parts, identities kept together; ridge chooses its strength by
+            cross-validation over them, networks stop early by one of them.
+        seed: The same seed gives the same transformer on the same machine.
+    """
+
+    transformer: str = "ridge"
+    direction: Direction = "new-to-old"
+    loss: LossWeights = field(default_factory=LossWeights)
+    interpolation: InterpolationOptions = field(default_factory=InterpolationOptions)
+    schedule: Schedule = "full"
+    epochs: int = 30
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    folds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2, found {self.folds}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")

@@ -1,0 +1,1 @@
+"""Fitting transformers to pairs of embeddings."""

@@ -1,0 +1,107 @@
+"""Judging a map on pairs it was not fitted to, by retrieval; nothing here ever sees the queries under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from compat.metrics.retrieval import ArrayRows, Relevance, relevant_ranks, retrieval_scores
+from compat.options import Direction
+from compat.pairs import Pairs
+
+MOST_QUERIES = 2000
+MOST_DISTRACTORS = 10_000
+
+Map = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """Retrieval of held-out pairs: mapped queries against all targets (or a sample), by item or by label.
+
+    Attributes:
+        relevance: `label` where identities repeat, else `item`.
+        queries: Held-out queries asked.
+        gallery: Target vectors searched.
+        recall_at_1: Share of queries whose first neighbour is right.
+        mean_reciprocal_rank: Mean of one over the rank of the first right neighbour.
+    """
+
+    relevance: str
+    queries: int
+    gallery: int
+    recall_at_1: float
+    mean_reciprocal_rank: float
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def identity_folds(pairs: Pairs, folds: int, *, seed: int) -> np.ndarray:
+    """A fold number for each pair, int64 [n]; all pairs of one label share a fold. Fewer folds for fewer groups."""
+    groups = np.arange(len(pairs)) if pairs.labels is None else np.unique(pairs.labels, return_inverse=True)[1]
+    count = groups.max() + 1
+    order = np.random.default_rng(seed).permutation(count)
+    return (order % min(folds, count))[groups]
+
+
+class HeldOutRetrieval:
+    """Scores maps on the held-out pairs: queries go through the map, or the gallery does, as the direction says.
+
+    Args:
+        pairs: All pairs.
+        held_out: Numbers of those that the maps were not fitted to, int64 [h]; queries come from them alone, while
+            the gallery holds the other pairs' vectors too, as distractors.
+        direction: Decides which side is mapped.
+        seed: Chooses the sample where there are more than `MOST_QUERIES` or `MOST_DISTRACTORS`.
+    """
+
+    def __init__(self, pairs: Pairs, held_out: np.ndarray, direction: Direction, *, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        chosen = np.sort(generator.permutation(held_out)[:MOST_QUERIES])
+        others = np.setdiff1d(np.arange(len(pairs)), chosen, assume_unique=True)
+        others = np.sort(generator.permutation(others)[: max(0, MOST_DISTRACTORS - len(chosen))])
+        gallery = np.concatenate([chosen, others])
+        own = np.arange(len(chosen))
+        self._direction = direction
+        self._queries = pairs.take(chosen, "new-to-old")[0]
+        self._gallery = pairs.take(gallery, "new-to-old")[1]
+        self._relevance, self.kind = Relevance.by_item(own), "item"
+        if pairs.labels is not None:
+            by_label = Relevance.by_label(pairs.labels[chosen], pairs.labels[gallery], own)
+            # Labels that hardly repeat would leave almost no query to ask.
+            if np.mean(by_label.counts > 0) >= 0.5:
+                self._relevance, self.kind = by_label, "label"
+
+    def score(self, transform: Map) -> HeldOutScore:
+        """Retrieval through a map of float32 [n, d_source] to [n, d_target]."""
+        queries, gallery = self._queries, self._gallery
+        if self._direction == "new-to-old":
+            queries = transform(queries)
+        else:
+            gallery = transform(gallery)
+        ranks = relevant_ranks(queries, ArrayRows(gallery), self._relevance)
+        scores = retrieval_scores(ranks, self._relevance)
+        asked = self._relevance.counts > 0
+        return HeldOutScore(
+            relevance=self.kind,
+            queries=int(asked.sum()),
+            gallery=len(gallery),
+            recall_at_1=float(scores.recall_at_1[asked].mean()),
+            mean_reciprocal_rank=float(scores.reciprocal_rank[asked].mean()),
+        )
+
+
+def average(scores: list[HeldOutScore]) -> HeldOutScore:
+    """The mean over folds, weighted by their queries."""
+    queries = np.array([score.queries for score in scores])
+    return HeldOutScore(
+        relevance=scores[0].relevance,
+        queries=int(queries.sum()),
+        gallery=scores[0].gallery,
+        recall_at_1=float(np.average([s.recall_at_1 for s in scores], weights=queries)),
+        mean_reciprocal_rank=float(np.average([s.mean_reciprocal_rank for s in scores], weights=queries)),
+    )
