@@ -4,7 +4,7 @@ The pairs are the items that both stores hold. An interrupted training goes on w
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from stores.command_line import run_command
 
 if TYPE_CHECKING:
     from compat.transformers.artefact import Transformer
+
+OnEpoch = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,10 @@ class TrainTransformerOptions(FitOptions):
     out: Path
 
 
-def train_transformer(options: TrainTransformerOptions) -> "Transformer":
+def train_transformer(options: TrainTransformerOptions, *, on_epoch: OnEpoch | None = None) -> "Transformer":
     """Fit a transformer to two stores and save it; one that is already there, of the same options and pairs, is loaded.
+
+    `on_epoch` is called with each epoch's record when a network is trained.
 
     Raises:
         FileNotFoundError: If a store is missing.
@@ -71,7 +75,7 @@ def train_transformer(options: TrainTransformerOptions) -> "Transformer":
             return found
         options.out.mkdir(parents=True, exist_ok=True)
         checkpoint = options.out / "checkpoint.safetensors"
-        transformer = fit_transformer(pairs, fit, checkpoint=checkpoint, on_epoch=_say_epoch)
+        transformer = fit_transformer(pairs, fit, checkpoint=checkpoint, on_epoch=on_epoch)
         transformer.save(options.out)
         checkpoint.unlink(missing_ok=True)
         return transformer
@@ -88,7 +92,7 @@ def _say_epoch(record: dict[str, Any]) -> None:
 
 
 def _train_and_tell(options: TrainTransformerOptions) -> None:
-    transformer = train_transformer(options)
+    transformer = train_transformer(options, on_epoch=_say_epoch)
     training = transformer.training
     for note in training["notes"]:
         print(f"warning: {note}", file=sys.stderr)

@@ -8,6 +8,7 @@ machinery is what makes a store nearly as fast as a bare memory-mapped array; za
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import google_crc32c
@@ -114,6 +115,18 @@ class VectorChunks:
                 )
             self._verified.add(chunk)
         return np.asarray(raw[:data_bytes]).view("<f4").reshape(self.chunk_rows, self.dim)
+
+    def truncate(self, rows: int) -> None:
+        """Remove chunks past the given number of rows, and unfinished files, which a writer that died left behind."""
+        chunks = -(-rows // self.chunk_rows)
+        for entry in (self.folder / "c").glob("*"):
+            if entry.name.isdecimal() and int(entry.name) >= chunks:
+                shutil.rmtree(entry)
+        last = self.path(max(chunks - 1, 0)).parent
+        for unfinished in (*self.folder.glob(".*.tmp"), *last.glob(".*.tmp")):
+            unfinished.unlink()
+        if self._metadata()["shape"] != [rows, self.dim]:
+            self.set_rows(rows)
 
     def missing(self, rows: int) -> list[Path]:
         """Chunk files that an array of this many rows should have and has not."""

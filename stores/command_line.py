@@ -31,8 +31,9 @@ def run_command(
 ) -> int:
     """Fill `options_class` from the command line, call `function` with it and return the process's exit code.
 
-    Every field of the dataclass is an option, a nested dataclass gives dotted ones (`--augmentation.shift 0.1`), and
-    `--config run.yaml` reads them from a file, which options after it override. The `Attributes:` section of the
+    Every field of the dataclass is an option (`--batch-rows` or `--batch_rows`), a nested dataclass gives dotted ones
+    (`--augmentation.shift 0.1`), and a `field(kw_only=False)` is given by its place. `--config run.yaml` reads options
+    from a file, and those after it override it. The `Attributes:` section of the
     dataclass's docstring becomes the text of `--help`.
 
     Args:
@@ -63,10 +64,17 @@ def run_command(
 def _parse(options_class: type[Options], argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it override it")
-    parser.add_class_arguments(options_class, None)
-    values = parser.instantiate(parser.parse_args(argv))
+    parser.add_class_arguments(options_class, None, as_positional=True)
+    given = sys.argv[1:] if argv is None else argv
+    values = parser.instantiate(parser.parse_args([_as_field(argument) for argument in given]))
     dataclass: Any = options_class  # no type says "a dataclass", so the checker is told nothing
     return dataclass(**{field.name: values[field.name] for field in fields(dataclass)})  # all but `config`
+
+
+def _as_field(argument: str) -> str:
+    # People write --old-queries, the field is old_queries.
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
 
 
 def _complain(message: str) -> int:
@@ -93,7 +101,7 @@ def progress(
         from rich.console import Console
         from rich.progress import track
 
-        yield from track(items, description, total=total, console=Console(stderr=True))
+        yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
         return
     last = time.monotonic()
     of_total = "" if total is None else f"/{total}"

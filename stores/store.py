@@ -11,7 +11,6 @@ Everything that `store.json` does not name is invisible, so a writer that dies l
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import polars as pl
 
 from stores.chunks import DamagedStore, VectorChunks
 from stores.durable import WriterLock, sha256_of, sync_folder, write_atomically
+from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 from stores.stream import shuffled_rows
 
@@ -74,23 +74,11 @@ class _Commit:
             "items": [{"file": name, "rows": rows, "sha256": digest} for name, rows, digest in self.parts],
             "provenance": self.provenance,
         }
-        return json.dumps({**body, "sha256": _digest(body)}, indent=2).encode()
+        return seal(body)
 
     @classmethod
     def read(cls, path: Path) -> _Commit:
-        try:
-            body = json.loads(path.read_bytes())
-            digest = body.pop("sha256")
-            intact = digest == _digest(body)
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            intact, body = False, {}
-        if not intact:
-            raise DamagedStore(f"{path} does not match its own digest: it was altered; restore it from a copy")
-        if body["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {body['format_version']}, this version reads {FORMAT_VERSION}; "
-                "use the version of the toolkit that wrote it"
-            )
+        body = unseal(path, version=FORMAT_VERSION)
         return cls(
             space=EmbeddingSpace.from_dict(body["space"]),
             rows=body["rows"],
@@ -98,10 +86,6 @@ class _Commit:
             parts=tuple((part["file"], part["rows"], part["sha256"]) for part in body["items"]),
             provenance=body["provenance"],
         )
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class EmbeddingStore:
@@ -146,16 +130,20 @@ class EmbeddingStore:
         path = Path(path)
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}")
-        if path.is_file() or (path.is_dir() and any(_visible(path))):
-            raise FileExistsError(f"{path} already exists and is not empty; name another folder or remove it")
+        _require_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
         store = cls(path, _Commit(space, 0, chunk_rows, (), dict(provenance or {})))
         store._lock.acquire()
-        # A creator that died before its first commit may have left the array behind.
-        if not (path / "vectors" / "zarr.json").exists():
+        try:
+            _require_vacant(path)  # somebody may have been faster
+            # A creator that died before its first commit may have left an array, perhaps of another dimension.
+            (path / "vectors" / "zarr.json").unlink(missing_ok=True)
             VectorChunks.create(path / "vectors", space.dim, chunk_rows)
-        (path / "items").mkdir(exist_ok=True)
-        store._publish(store._commit)
+            (path / "items").mkdir(exist_ok=True)
+            store._publish(store._commit)
+        except BaseException:
+            store._lock.release()
+            raise
         return store
 
     @classmethod
@@ -177,6 +165,8 @@ class EmbeddingStore:
         parts = [path / "items" / name for name, _, _ in store._commit.parts]
         missing += [part for part in parts if not part.is_file()]
         if missing:
+            if _Commit.read(path / "store.json") != store._commit:  # a writer merged item parts under our eyes
+                return cls.open(path)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DamagedStore(f"{missing[0]}{more} is missing; restore it from a copy or extract again")
         return store
@@ -221,8 +211,9 @@ class EmbeddingStore:
             DamagedStore: If a part was altered.
         """
         if self._committed_items is None:
-            parts = [self._read_part(*part) for part in self._commit.parts]
-            self._committed_items = pl.concat(parts) if parts else pl.DataFrame(schema={"item_id": pl.String})
+            parts = self._read_parts()
+            empty = pl.DataFrame(schema={"item_id": pl.String})
+            self._committed_items = pl.concat(parts).head(len(self)) if parts else empty
         return self._committed_items
 
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -300,7 +291,8 @@ class EmbeddingStore:
             StoreLocked: If another process is writing.
         """
         self._start_writing()
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused below
+            vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.space.dim:
             raise ValueError(f"vectors have shape {list(vectors.shape)}, expected [n, {self.space.dim}]")
         if len(items) != len(vectors):
@@ -309,10 +301,11 @@ class EmbeddingStore:
             return
         items = self._checked_items(items)
         _require_finite(items, vectors)
-        self._new_items.append(items)
-        self._known_ids = pl.concat([self._ids(), items["item_id"]])
-        self._write_rows(vectors)
+        self._write_rows(vectors)  # first, so that nothing is counted when the disk refuses
         self._rows_appended += len(vectors)
+        self._new_items.append(items)
+        known, ids = self._ids(), items["item_id"]
+        self._known_ids = pl.concat([known, ids]) if len(known) else ids
 
     def commit(self, provenance: dict[str, Any] | None = None) -> None:
         """Make everything appended so far visible and durable; with `provenance`, replace that too.
@@ -325,9 +318,9 @@ class EmbeddingStore:
         parts = self._commit.parts
         superseded: list[str] = []
         if self._new_items:
-            fresh = pl.concat(self._new_items)
+            fresh = pl.concat(self._new_items, rechunk=True)
             if parts and parts[-1][1] < _PART_ROWS:
-                fresh = pl.concat([self._read_part(*parts[-1]), fresh])
+                fresh = pl.concat([self._read_part(*parts[-1]), fresh], rechunk=True)
                 superseded.append(parts[-1][0])
                 parts = parts[:-1]
             if len(self._tail):
@@ -373,7 +366,17 @@ class EmbeddingStore:
         # Somebody may have committed between our opening and the lock.
         self._commit = _Commit.read(self.path / "store.json")
         self._committed_items = None
+        self._chunks = VectorChunks(self.path / "vectors", self.space.dim, self.chunk_rows)
+        self._discard_leftovers()
         self._forget_uncommitted()
+
+    def _discard_leftovers(self) -> None:
+        # What writers that died had not committed, or had no time to remove.
+        self._chunks.truncate(len(self))
+        named = {name for name, _, _ in self._commit.parts}
+        leftovers = [entry for entry in (self.path / "items").iterdir() if entry.name not in named]
+        for entry in (*leftovers, *self.path.glob(".*.tmp")):
+            entry.unlink()
 
     def _forget_uncommitted(self) -> None:
         self._new_items = []
@@ -392,18 +395,20 @@ class EmbeddingStore:
             raise ValueError(f"the item table has no column item_id; found {', '.join(items.columns) or 'no columns'}")
         ids = items["item_id"]
         if ids.dtype.is_integer():
-            items = items.with_columns(pl.col("item_id").cast(pl.Int64))
+            items = items.with_columns(pl.col("item_id").cast(pl.Int64, strict=False))  # null past 2^63 - 1
         elif ids.dtype != pl.String:
             raise ValueError(f"item_id must be strings or integers, found {ids.dtype}; cast it first")
-        if ids.null_count():
-            raise ValueError(f"{ids.null_count()} items have no item_id; every row needs one")
+        absent = items["item_id"].null_count()
+        if absent:
+            raise ValueError(f"{absent} items have no item_id that fits 64 bits; every row needs one")
         template = self._new_items[0] if self._new_items else (self.items if len(self) else items)
         if items.schema != template.schema:
             raise ValueError(f"the items have the columns {_columns(items)}, the store has {_columns(template)}")
         ids = items["item_id"]
         again = ids.filter(ids.is_duplicated())
-        if len(self._ids()):
-            again = pl.concat([again, ids.filter(ids.is_in(self._ids().implode()))])
+        known = self._ids()
+        if len(known):
+            again = pl.concat([again, known.filter(known.is_in(ids.implode()))])
         if len(again):
             raise ValueError(f"item_id must be unique in a store; {again[0]!r} and {len(again) - 1} more occur again")
         return items
@@ -432,6 +437,18 @@ class EmbeddingStore:
         sync_folder(self.path / "items")
         return name, len(items), sha256_of(self.path / "items" / name)
 
+    def _read_parts(self) -> list[pl.DataFrame]:
+        commit = self._commit
+        while True:
+            try:
+                return [self._read_part(*part) for part in commit.parts]
+            except DamagedStore:
+                # A writer may have merged small parts since we opened; the rows we know are still the first ones.
+                newest = _Commit.read(self.path / "store.json")
+                if newest.parts == commit.parts:
+                    raise
+                commit = newest
+
     def _read_part(self, name: str, rows: int, digest: str) -> pl.DataFrame:
         path = self.path / "items" / name
         if not path.is_file():
@@ -457,13 +474,13 @@ def _problem(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def _require_vacant(path: Path) -> None:
     # What a creator that died before the first commit leaves behind does not make a folder taken.
-    if (folder / "store.json").exists():
-        yield folder / "store.json"
-    for entry in folder.iterdir():
-        if entry.name not in {".lock", "vectors", "items"} and not entry.name.endswith(".tmp"):
-            yield entry
+    leftovers = {path / ".lock", path / "vectors", path / "vectors" / "zarr.json", path / "items"}
+    if path.is_file() or any(
+        entry not in leftovers and entry.suffix not in {".tmp", ".partial"} for entry in path.rglob("*")
+    ):
+        raise FileExistsError(f"{path} already exists and is not empty; name another folder or remove it")
 
 
 def _columns(items: pl.DataFrame) -> str:
@@ -472,8 +489,9 @@ def _columns(items: pl.DataFrame) -> str:
 
 def _require_finite(items: pl.DataFrame, vectors: np.ndarray) -> None:
     flat = vectors.reshape(-1)
-    if np.isfinite(np.dot(flat, flat)):  # one pass at memory speed; overflow only sends us to the exact check
-        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):  # one pass at memory speed; overflow only sends us to the exact check
+            return
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise ValueError(

@@ -309,18 +309,17 @@ def _summarise(
         if any(other not in tables for other in (name, *others)):
             return None
         indices = [column[other] for other in (name, *others)]
-        value = formula(*means[indices])
-        if not np.isfinite(value):
-            return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = formula(*draws[:, indices].T)
+            value, drawn = formula(*means[indices]), formula(*draws[:, indices].T)
+        if not np.isfinite(value):  # a share of nothing
+            return None
         return interval(value, np.where(np.isfinite(drawn), drawn, np.nan))
 
     model_gain = compare("new_to_new", lambda new, old: new - old, "old_to_old")
     gainful = model_gain is not None and model_gain.value > 0
 
     def retention(name: str) -> Interval | None:
-        return compare(name, lambda bridge, old: np.divide(bridge, old, where=np.asarray(old) > 0), "old_to_old")
+        return compare(name, lambda bridge, old: bridge / old, "old_to_old")
 
     def update_gain(name: str) -> Interval | None:
         if not gainful:

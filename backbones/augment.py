@@ -1,0 +1,139 @@
+"""Random variation of images, a whole batch at a time.
+
+Every image draws one row of uniform numbers, one column per effect, so that turning one effect off leaves the draws of
+the others alone. Lengths are fractions of the side: the same draws give the same view in every input size.
+
+Shapes: b batch, h and w pixels, k = `DRAWS` random numbers.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbones.options import PUBLISHED_AUGMENTATION, AugmentOptions
+
+__all__ = ["PUBLISHED_AUGMENTATION", "AugmentOptions", "augment", "augmented_view"]
+
+DRAWS = 18
+GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
+
+
+def augment(images: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:
+    """Vary every image of a batch on its own.
+
+    Args:
+        images: [b, 3, h, w], uint8 or float32 in [-1, 1].
+        options: how far.
+        generator: on the CPU; the same state gives the same result.
+
+    Returns:
+        float32 [b, 3, h, w] in [-1, 1], on the images' device.
+    """
+    draws = torch.rand(len(images), DRAWS, generator=generator).to(images.device)
+    return _apply(_to_signed(images), options, draws)
+
+
+def augmented_view(image: np.ndarray, *, item_id: str, view: int, seed: int, options: AugmentOptions) -> np.ndarray:
+    """Return one of an image's endless views, the same one at every call and geometrically in every input size.
+
+    Args:
+        image: uint8 [h, w, 3].
+        item_id: the image's id; with `seed` and `view` it determines the view, not the pixels do.
+        view: 0 is the image itself, unaltered.
+        seed: another seed gives other views.
+        options: how far to vary.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        ValueError: for a negative view.
+    """
+    if view < 0:
+        raise ValueError(f"view is {view}, expected 0 (the image itself) or above")
+    if view == 0:
+        return image
+    # blake2b: Python's own hash changes from process to process, and neighbouring seeds would give related draws
+    digest = blake2b(f"{seed}/{view}/{item_id}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    signed = augment(torch.tensor(image).permute(2, 0, 1)[None], options, generator)
+    return ((signed[0].permute(1, 2, 0) + 1.0) * 127.5).round().to(torch.uint8).numpy()
+
+
+def _to_signed(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
+
+
+def _apply(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
+    """Apply the effects in the order in which a camera meets them: pose, resolution, light, then what is in front."""
+    turn, color, cover, blur = draws[:, :5], draws[:, 5:8], draws[:, 8:16], draws[:, 16:18]
+    images = _move(images, options, turn)
+    images = _sample_down_and_up(images, options, blur)
+    images = _change_color(images, options, color)
+    return _occlude(images, options, cover).clamp(-1.0, 1.0)
+
+
+def _move(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
+    """Flip, scale, turn and shift by one bilinear sampling; the border's colour fills what comes into view."""
+    flip = torch.where(draws[:, 0] < options.flip, -1.0, 1.0)
+    zoom = 1.0 + options.scale * _symmetric(draws[:, 1])
+    angle = torch.deg2rad(options.rotation * _symmetric(draws[:, 2]))
+    shift = 2.0 * options.shift * _symmetric(draws[:, 3:5])  # the sampling grid spans 2 from side to side
+    rows = [
+        torch.stack([flip * zoom * angle.cos(), -flip * zoom * angle.sin(), shift[:, 0]], dim=1),
+        torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _sample_down_and_up(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
+    """Lose resolution as a distant or compressed face does; one factor for all images of the batch that are chosen."""
+    chosen = draws[:, 0] < options.blur
+    if not chosen.any():
+        return images
+    size = images.shape[-2:]
+    factor = 1.0 - (1.0 - options.blur_factor) * float(draws[0, 1])
+    smaller = [max(1, round(side * factor)) for side in size]
+    low = F.interpolate(images[chosen], smaller, mode="bilinear", antialias=True)
+    varied = images.clone()
+    varied[chosen] = F.interpolate(low, size, mode="bilinear", antialias=True)
+    return varied
+
+
+def _change_color(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
+    """Change brightness, contrast about the image's mean and saturation about its grey, in this order."""
+    brightness, contrast, saturation = _factors(draws, (options.brightness, options.contrast, options.saturation))
+    light = (images + 1.0) * brightness
+    mean = light.mean(dim=(1, 2, 3), keepdim=True)
+    light = mean + (light - mean) * contrast
+    grey = (light * light.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
+    return grey + (light - grey) * saturation - 1.0
+
+
+def _occlude(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
+    """Cover a rectangle of the chosen images with one colour."""
+    height, width = images.shape[-2:]
+    centre, side = draws[:, 1:3], options.occlusion_side * (0.25 + 0.75 * draws[:, 3:5])
+    y = (torch.arange(height, device=images.device) + 0.5) / height
+    x = (torch.arange(width, device=images.device) + 0.5) / width
+    inside_y = (y[None] - centre[:, :1]).abs() < side[:, :1] / 2
+    inside_x = (x[None] - centre[:, 1:]).abs() < side[:, 1:] / 2
+    chosen = draws[:, 0] < options.occlusion
+    covered = inside_y[:, None, :, None] & inside_x[:, None, None, :] & chosen[:, None, None, None]
+    return torch.where(covered, _symmetric(draws[:, 5:8])[:, :, None, None], images)
+
+
+def _symmetric(draws: Tensor) -> Tensor:
+    """Spread numbers in [0, 1) over [-1, 1)."""
+    return 2.0 * draws - 1.0
+
+
+def _factors(draws: Tensor, strengths: Sequence[float]) -> list[Tensor]:
+    """Return one factor within 1 +- strength per column of `draws` [b, n], each [b, 1, 1, 1]."""
+    factors = 1.0 + _symmetric(draws) * draws.new_tensor(strengths)
+    return [column[:, None, None, None] for column in factors.unbind(dim=1)]

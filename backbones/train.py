@@ -1,0 +1,50 @@
+"""Train a backbone: `python -m backbones.train --data DIR --out DIR`.
+
+The work is in `backbones.training`, which needs torch; this module answers `--help` without it.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backbones.command_line import run_command
+from backbones.options import AugmentOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from backbones.training import TrainResult
+
+__all__ = ["AugmentOptions", "TrainOptions", "main", "train"]
+
+
+def train(options: TrainOptions, *, on_epoch: Callable[[dict[str, Any]], object] | None = None) -> "TrainResult":
+    """Train, or go on where an interrupted run stopped; see `backbones.training.fit`."""
+    from backbones.training import fit
+
+    return fit(options, on_epoch=on_epoch)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run_command(TrainOptions, _train_and_tell, argv, prog="python -m backbones.train", description=str(__doc__))
+
+
+def _train_and_tell(options: TrainOptions) -> None:
+    result = train(options, on_epoch=lambda metrics: print(_line(metrics), file=sys.stderr, flush=True))
+    state = "already finished" if result.already_finished else "finished"
+    print(f"{state}: {result.weights}")
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    validation = "".join(
+        f"  {name.replace('_', ' ')} {metrics[name]:.3f}"
+        for name in ("pair_accuracy", "recall_at_1")
+        if name in metrics
+    )
+    return (
+        f"epoch {metrics['epoch']}  loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.3f}{validation}  "
+        f"{metrics['images_per_second']:.0f} images/s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Galleries in the formats and engines people keep them in, read and written in bounded memory.
+
+A gallery is named by a URI: `scheme:location`, where the scheme is a key of `GALLERIES`, or a bare path, which is a
+file of the format its ending names in `ENDINGS`, else a Zarr store. A new engine is one module with the two functions
+of `GalleryEngine`, and one line here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+from typing import Any
+
+import polars as pl
+
+from stores.galleries import faiss_index, npy, parquet, zarr_store
+from stores.galleries.annotated import AnnotatedSource
+from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
+from stores.space import EmbeddingSpace
+
+__all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "locate", "open_source", "open_target"]
+
+GALLERIES: dict[str, GalleryEngine] = {
+    "zarr": zarr_store,
+    "npy": npy,
+    "parquet": parquet,
+    "faiss": faiss_index,
+}
+"""The engines by the scheme of their URIs."""
+
+ENDINGS = {".npy": "npy", ".parquet": "parquet", ".faiss": "faiss", ".index": "faiss"}
+"""Which scheme a bare path with such an ending stands for."""
+
+
+def locate(uri: str) -> tuple[str, str]:
+    """Split a gallery's URI into its scheme and the location within that engine.
+
+    Raises:
+        ValueError: If the scheme is unknown or the location empty.
+    """
+    named = re.fullmatch(r"([A-Za-z][A-Za-z0-9+]*):(.*)", uri, flags=re.DOTALL)
+    scheme, location = named.groups() if named else (ENDINGS.get(PurePath(uri).suffix.lower(), "zarr"), uri)
+    if scheme not in GALLERIES:
+        raise ValueError(
+            f"unknown kind of gallery {scheme!r} in {uri!r}, expected one of {', '.join(GALLERIES)}; "
+            "write ./ before a path that contains a colon"
+        )
+    if not location:
+        raise ValueError(f"the gallery {uri!r} names no place; write {scheme}:PATH")
+    return scheme, location
+
+
+def open_source(
+    uri: str,
+    *,
+    space: EmbeddingSpace | None = None,
+    items: pl.DataFrame | None = None,
+    labels: pl.Series | None = None,
+) -> GallerySource:
+    """Open a gallery for reading.
+
+    Args:
+        uri: Where it is.
+        space: What the vectors are, where the format cannot tell; must agree where it can.
+        items: An item table [n rows, `item_id` and further columns] to use instead of the gallery's own.
+        labels: Values [n] to set as the column `label`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or unfinished, or space, items or labels do not fit it.
+    """
+    scheme, location = locate(uri)
+    source = GALLERIES[scheme].open_source(location)
+    if space is None and items is None and labels is None:
+        return source
+    return AnnotatedSource(source, space=space, items=items, labels=labels)
+
+
+def open_target(uri: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> GalleryTarget:
+    """Begin a gallery, or go on with one that an interrupted run with the same space and provenance left.
+
+    The target of a run that came to its end is `finished` and takes no more rows.
+
+    Args:
+        uri: Where it will be.
+        space: What the vectors are.
+        provenance: JSON values that say where the vectors come from, the same in every run of the same work.
+
+    Raises:
+        FileExistsError: If something else is there.
+        StoreLocked: If another process is writing there.
+        ValueError: If what is there is damaged.
+    """
+    scheme, location = locate(uri)
+    return GALLERIES[scheme].open_target(location, space, provenance)

@@ -1,0 +1,102 @@
+"""What a gallery is to the rest of the toolkit: rows that can be read in order, and a place rows can be written to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from stores.space import EmbeddingSpace
+from stores.store import Batch
+
+
+class GallerySource(Protocol):
+    """Where a gallery is read from."""
+
+    @property
+    def space(self) -> EmbeddingSpace | None:
+        """What the vectors are; None where the format cannot tell."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the vectors come from, as JSON values; empty where the format cannot tell."""
+        ...
+
+    def __len__(self) -> int:
+        """Rows."""
+        ...
+
+    def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
+        """Rows start.. in row order, `size` at a time (the last batch perhaps shorter), in bounded memory.
+
+        The vectors, float32 [b, d], may be read-only.
+
+        Raises:
+            ValueError: If size is not positive, start is not within 0..len, or the gallery is damaged.
+        """
+        ...
+
+
+class GalleryTarget(Protocol):
+    """Where a gallery is written to, batch after batch in the source's order."""
+
+    @property
+    def rows_committed(self) -> int:
+        """Rows that survive an interruption: where the next run goes on."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the gallery is whole and readable: by `finish`, or by an earlier run of the same work."""
+        ...
+
+    def write(self, batch: Batch) -> None:
+        """Add rows.
+
+        Raises:
+            ValueError: If the batch does not fit the space or the rows before it.
+            FileExistsError: If the gallery is finished.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Make what was written outlive an interruption."""
+        ...
+
+    def finish(self) -> None:
+        """Commit, and make the gallery whole and readable. Does nothing when it is already."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and locks; what was not committed is lost."""
+        ...
+
+
+class GalleryEngine(Protocol):
+    """A kind of place a gallery may live in: one module of this package with these two functions."""
+
+    def open_source(self, location: str) -> GallerySource:
+        """Open the gallery at `location`, the part of a URI after `scheme:`."""
+        ...
+
+    def open_target(self, location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> GalleryTarget:
+        """Begin a gallery at `location`, or go on with one that was interrupted."""
+        ...
+
+
+def row_ranges(rows: int, size: int, start: int) -> Iterator[tuple[int, int]]:
+    """Cut rows start..rows-1 into [first, stop) ranges of `size`, the last perhaps shorter.
+
+    Raises:
+        ValueError: If size is not positive or start is not within 0..rows.
+    """
+    if size < 1:
+        raise ValueError(f"a batch needs at least 1 row, found size={size}")
+    if not 0 <= start <= rows:
+        raise ValueError(f"cannot start at row {start} of a gallery of {rows} rows; begin again with start=0")
+    return ((first, min(first + size, rows)) for first in range(start, rows, size))

@@ -1,0 +1,144 @@
+"""A gallery in an `EmbeddingStore`, the toolkit's own format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stores.galleries.gallery import row_ranges
+from stores.space import EmbeddingSpace
+from stores.store import Batch, EmbeddingStore
+
+COMPLETE = "complete"
+"""The provenance entry of a store written as a gallery: false until its last row is in."""
+
+
+class StoreSource:
+    """A gallery read from an `EmbeddingStore`."""
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        self._store = store
+        self.space = store.space
+        self.dim = store.space.dim
+        self.provenance = {key: value for key, value in store.provenance.items() if key != COMPLETE}
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
+        """Rows start.. in row order; see `GallerySource`."""
+        for first, stop in row_ranges(len(self), size, start):
+            yield Batch(self._store.items[first:stop], self._store.rows(first, stop))
+
+
+class StoreTarget:
+    """A gallery written to an `EmbeddingStore`, which holds the provenance given here and `complete`.
+
+    Args:
+        path: The store's folder: new, empty, or left by an interrupted run with the same space and provenance.
+        space: What the vectors are.
+        provenance: JSON values that say where the vectors come from.
+
+    Raises:
+        FileExistsError: If the folder holds anything else.
+        StoreLocked: If another process is writing there.
+    """
+
+    def __init__(self, path: Path, space: EmbeddingSpace, provenance: dict[str, Any]) -> None:
+        self._provenance = json.loads(json.dumps(provenance))
+        if not (path / "store.json").is_file():
+            self._store = EmbeddingStore.create(path, space, provenance=self._provenance | {COMPLETE: False})
+            return
+        self._store = EmbeddingStore.open(path)
+        if COMPLETE not in self._store.provenance:
+            raise FileExistsError(f"{path} already exists and is no copy or migration; name another target")
+        require_same_origin(path, self._store.space, self._store.provenance, space, self._provenance)
+        if not self.finished:
+            self._store.commit()  # takes the writer's lock, so that rows_committed stays true
+
+    @property
+    def rows_committed(self) -> int:
+        """Rows that survive an interruption."""
+        return len(self._store)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row is in."""
+        return self._store.provenance[COMPLETE]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the vectors come from, as it was given."""
+        return self._provenance
+
+    @property
+    def store(self) -> EmbeddingStore:
+        """The store itself."""
+        return self._store
+
+    def write(self, batch: Batch) -> None:
+        """Add rows; see `GalleryTarget`."""
+        if self.finished:
+            raise already_finished(self._store.path)
+        self._store.append(batch.items, batch.vectors)
+
+    def commit(self) -> None:
+        """Make what was written outlive an interruption."""
+        self._store.commit()
+
+    def finish(self) -> None:
+        """Commit, and record that every row is in."""
+        if not self.finished:
+            self._store.commit(self._provenance | {COMPLETE: True})
+
+    def close(self) -> None:
+        """Let others write."""
+        self._store.close()
+
+
+def open_source(location: str) -> StoreSource:
+    """Open the store in the folder `location`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or was not written to its end.
+    """
+    store = EmbeddingStore.open(location)
+    if store.provenance.get(COMPLETE) is False:
+        raise ValueError(
+            f"{location} is unfinished, it has {len(store)} rows so far; run the command that writes it again"
+        )
+    return StoreSource(store)
+
+
+def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> StoreTarget:
+    """Begin or go on with a store in the folder `location`; see `StoreTarget`."""
+    return StoreTarget(Path(location), space, provenance)
+
+
+def require_same_origin(
+    path: Path,
+    found_space: EmbeddingSpace,
+    found: dict[str, Any],
+    space: EmbeddingSpace,
+    provenance: dict[str, Any],
+) -> None:
+    """Refuse a target that was written, or begun, from something else.
+
+    Raises:
+        FileExistsError: If the spaces or the provenances differ.
+    """
+    remedy = "name another target, or remove this one"
+    if found_space != space:
+        raise FileExistsError(f"{path} already holds vectors of {found_space}, expected {space}; {remedy}")
+    keys = (found.keys() | provenance.keys()) - {COMPLETE}
+    different = sorted(key for key in keys if found.get(key) != provenance.get(key))
+    if different:
+        raise FileExistsError(f"{path} already exists and has another origin ({', '.join(different)} differ); {remedy}")
+
+
+def already_finished(path: Path) -> FileExistsError:
+    """The refusal to add rows to a finished gallery."""
+    return FileExistsError(f"{path} is finished and takes no more rows; name another target, or remove it")

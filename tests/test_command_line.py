@@ -1,0 +1,133 @@
+"""The command line that every program shares."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from stores.command_line import INTERRUPTED, USER_MISTAKE, progress, run_command
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights.
+
+    Attributes:
+        cosine_weight: Weight of the cosine.
+    """
+
+    cosine_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to do.
+
+    Attributes:
+        source: Where from.
+        batch_rows: Rows at a time.
+        loss: Weights.
+    """
+
+    source: str = field(kw_only=False)
+    batch_rows: int = 10
+    loss: Weights = field(default_factory=Weights)
+
+    def __post_init__(self):
+        if self.batch_rows < 1:
+            raise ValueError("batch_rows must be\n at least 1")
+
+
+def run(*argv, function=repr):
+    return run_command(Options, function, argv, prog="python -m tests", description="Test.")
+
+
+def test_the_two_copies_are_one_text():
+    # stores and backbones must not import each other, so each has its own.
+    assert (ROOT / "stores/command_line.py").read_bytes() == (ROOT / "backbones/command_line.py").read_bytes()
+
+
+def test_options_by_place_by_name_by_dots_and_with_dashes():
+    seen = []
+    assert run("a.npy", "--batch-rows", "3", "--loss.cosine-weight=2", function=seen.append) == 0
+    assert run("--batch_rows=3", "--loss.cosine_weight", "2", "a.npy", function=seen.append) == 0
+    assert seen == [Options("a.npy", batch_rows=3, loss=Weights(cosine_weight=2.0))] * 2
+
+
+def test_values_keep_their_dashes():
+    seen = []
+    run("a-b--c.npy", function=seen.append)
+    assert seen[0].source == "a-b--c.npy"
+
+
+def test_a_file_of_options_is_overridden_by_what_follows(tmp_path):
+    (tmp_path / "run.yaml").write_text(json.dumps({"source": "a", "batch_rows": 5, "loss": {"cosine_weight": 3}}))
+    seen = []
+    assert run("--config", str(tmp_path / "run.yaml"), "--batch-rows", "6", "b", function=seen.append) == 0
+    assert seen == [Options("b", batch_rows=6, loss=Weights(cosine_weight=3.0))]
+
+
+@pytest.mark.parametrize(
+    "argv", [["a", "--batch-rows", "many"], ["a", "--colour", "red"], [], ["a", "--batch-rows", "0"], ["a", "b"]]
+)
+def test_a_mistake_in_the_options_is_one_line(argv, capsys):
+    assert run(*argv) == USER_MISTAKE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("mistake", [ValueError("two\nlines"), FileNotFoundError("gone"), ImportError("absent")])
+def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
+    def fail(options):
+        raise mistake
+
+    assert run("a", function=fail) == USER_MISTAKE
+    assert capsys.readouterr().err == f"error: {' '.join(str(mistake).split())}\n"
+
+
+def test_our_own_faults_are_not_hidden():
+    def fail(options):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        run("a", function=fail)
+
+
+def test_an_interruption_says_how_to_go_on(capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    assert run("a", function=interrupt) == INTERRUPTED
+    assert "run again" in capsys.readouterr().err
+
+
+def test_help_lists_the_options_and_succeeds(capsys):
+    assert run("--help") == 0
+    assert "Rows at a time" in capsys.readouterr().out
+
+
+def test_progress_passes_everything_on_and_is_silent_when_quick(capsys):
+    assert list(progress(range(5), "rows")) == [0, 1, 2, 3, 4]
+    assert list(progress(iter("ab"), "rows", total=2)) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
+    list(progress(range(2), "rows", every=0.0))
+    assert capsys.readouterr().err == "rows: 1/2\nrows: 2/2\n"
+
+
+def test_help_imports_neither_arrays_nor_tables():
+    script = (
+        "import sys; from stores.convert import main; assert main(['--help']) == 0; "
+        "sys.exit(','.join(sys.modules.keys() & {'numpy', 'polars', 'zarr', 'torch', 'faiss'}))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.stderr.strip() == ""

@@ -1,0 +1,490 @@
+"""One contract that every gallery engine keeps, and what is particular to each."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stores.chunks import DamagedStore
+from stores.durable import StoreLocked
+from stores.galleries import ENDINGS, GALLERIES, locate, open_source, open_target
+from stores.space import EmbeddingSpace
+from stores.store import Batch, EmbeddingStore
+
+SPACE = EmbeddingSpace("resnet", "f00d", 5, False)
+ORIGIN = {"map": "a1b2", "config": {"rate": 0.5}}
+
+
+def rows(start, stop, *, ids=str, dim=5):
+    """Rows of lengths from 0 to 40, whose values depend on the row number alone."""
+    vectors = np.array([np.random.default_rng(i).normal(size=dim) * (i % 40) for i in range(start, stop)])
+    items = pl.DataFrame({"item_id": [ids(i) for i in range(start, stop)]}, schema={"item_id": DTYPES[ids]})
+    labels = pl.Series("label", [f"person {i % 3}" for i in range(start, stop)], dtype=pl.String)
+    return Batch(items.with_columns(labels), vectors.reshape(-1, dim).astype(np.float32))
+
+
+DTYPES = {str: pl.String, int: pl.Int64}
+
+
+def written(uri, stop, *, ids=str, step=7, space=SPACE, provenance=ORIGIN):
+    target = open_target(uri, space, provenance)
+    for start in range(target.rows_committed, stop, step):
+        target.write(rows(start, min(start + step, stop), ids=ids, dim=space.dim))
+        target.commit()
+    target.finish()
+    target.close()
+    return open_source(uri)
+
+
+def read(source, size=8, start=0):
+    batches = list(source.scan(size, start=start))
+    if not batches:
+        return Batch(pl.DataFrame({"item_id": []}), np.empty((0, source.dim), np.float32))
+    return Batch(pl.concat([b.items for b in batches]), np.concatenate([b.vectors for b in batches]))
+
+
+def assert_same(found, expected):
+    assert found.items.equals(expected.items)
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-6, atol=0)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Contract:
+    name: str
+
+    @pytest.fixture
+    def uri(self, tmp_path):
+        return str(tmp_path / "there" / self.name)
+
+    @pytest.mark.parametrize("ids", [str, int])
+    @pytest.mark.parametrize("stop", [1, 50])
+    def test_round_trip(self, uri, ids, stop):
+        source = written(uri, stop, ids=ids)
+        assert (len(source), source.dim, source.space, source.provenance) == (stop, 5, SPACE, ORIGIN)
+        assert_same(read(source), rows(0, stop, ids=ids))
+
+    def test_scan_gives_batches_of_the_size_from_any_start(self, uri):
+        source = written(uri, 50)
+        for size in (1, 7, 50, 99):
+            for start in (0, 3, 49, 50):
+                sizes = [len(batch.vectors) for batch in source.scan(size, start=start)]
+                assert sizes == [size] * ((50 - start) // size) + [(50 - start) % size] * ((50 - start) % size > 0)
+                if start < 50:
+                    assert_same(read(source, size, start), rows(start, 50))
+        assert_same(read(source), rows(0, 50))  # a source can be read again
+
+    @pytest.mark.parametrize(("size", "start"), [(0, 0), (4, 51), (4, -1)])
+    def test_scan_refuses_what_is_not_there(self, uri, size, start):
+        source = written(uri, 50)
+        with pytest.raises(ValueError, match=r"size=0|start at row"):
+            list(source.scan(size, start=start))
+
+    def test_an_empty_gallery(self, uri):
+        source = written(uri, 0)
+        assert (len(source), source.dim, source.space) == (0, 5, SPACE)
+        assert list(source.scan(4)) == []
+
+    @pytest.mark.parametrize("dim", [1, 513])
+    def test_other_dimensions(self, uri, dim):
+        space = EmbeddingSpace("other", None, dim, False)
+        assert_same(read(written(uri, 9, space=space)), rows(0, 9, dim=dim))
+
+    def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(self, uri, tmp_path):
+        for commits in (0, 1, 3):
+            target = open_target(uri, SPACE, ORIGIN)
+            assert not target.finished
+            for start in range(target.rows_committed, target.rows_committed + commits * 7, 7):
+                target.write(rows(start, start + 7))
+                target.commit()
+            target.write(rows(target.rows_committed, target.rows_committed + 3))
+            target.close()
+            with pytest.raises((ValueError, FileNotFoundError), match="unfinished"):
+                open_source(uri)
+        again = open_target(uri, SPACE, ORIGIN)
+        assert again.rows_committed == 28
+        again.close()
+        written(uri, 50)
+        there = contents(tmp_path / "there")
+        shutil.rmtree(tmp_path / "there")
+        written(uri, 50)
+        assert contents(tmp_path / "there") == there
+        assert not [name for name in there if ".partial" in name or name.endswith(".tmp")]
+
+    def test_a_finished_gallery_says_so_and_takes_no_more(self, uri):
+        written(uri, 20)
+        target = open_target(uri, SPACE, ORIGIN)
+        assert target.finished
+        assert target.rows_committed == 20
+        with pytest.raises(FileExistsError, match="finished"):
+            target.write(rows(20, 21))
+        target.finish()
+        target.close()
+        assert_same(read(open_source(uri)), rows(0, 20))
+
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_refuses_what_belongs_to_other_work(self, uri, finished):
+        if finished:
+            written(uri, 20)
+        else:
+            target = open_target(uri, SPACE, ORIGIN)
+            target.write(rows(0, 20))
+            target.commit()
+            target.close()
+        for space, provenance, message in [
+            (EmbeddingSpace("vit", None, 5, False), ORIGIN, "vectors of resnet.*expected vit"),
+            (SPACE, ORIGIN | {"map": "c3d4"}, r"another origin \(map differ\)"),
+            (SPACE, {}, "another origin"),
+        ]:
+            with pytest.raises(FileExistsError, match=message) as caught:
+                open_target(uri, space, provenance)
+            assert "\n" not in str(caught.value)
+        assert_same(read(written(uri, 20)), rows(0, 20))
+
+    def test_refuses_what_is_nobodys(self, uri, tmp_path):
+        path = tmp_path / "there" / self.name
+        path.parent.mkdir()
+        if locate(uri)[0] == "zarr":
+            EmbeddingStore.create(path, SPACE, provenance=ORIGIN).close()
+        else:
+            path.write_bytes(b"dear")
+        before = contents(tmp_path)
+        with pytest.raises(FileExistsError, match="already exists"):
+            open_target(uri, SPACE, ORIGIN)
+        assert contents(tmp_path) == before
+
+    def test_one_writer_at_a_time(self, uri):
+        target = open_target(uri, SPACE, ORIGIN)
+        with pytest.raises(StoreLocked, match="another process"):
+            open_target(uri, SPACE, ORIGIN)
+        target.close()
+
+    @pytest.mark.parametrize("spoil", ["dim", "nan", "twice", "columns"])
+    def test_refuses_rows_that_do_not_fit(self, uri, spoil):
+        target = open_target(uri, SPACE, ORIGIN)
+        target.write(rows(0, 4))
+        items, vectors = rows(4, 8)
+        bad = {
+            "dim": Batch(items, vectors[:, :4]),
+            "nan": Batch(items, vectors * np.nan),
+            "twice": rows(2, 6),
+            "columns": Batch(items.drop("label"), vectors),
+        }
+        with pytest.raises(ValueError, match=r"shape|NaN|unique|columns"):
+            target.write(bad[spoil])
+        target.close()
+
+    def test_damage_is_reported(self, uri, tmp_path):
+        written(uri, 20)
+        there = tmp_path / "there"
+        for name, content in contents(there).items():
+            if name.endswith(".lock"):
+                continue
+            file, middle = there / name, len(content) // 2
+            for spoilt in (content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], content[:-3], b""):
+                file.write_bytes(spoilt)
+                with pytest.raises(DamagedStore) as caught:
+                    read(open_source(uri))
+                assert name in str(caught.value)
+                assert "\n" not in str(caught.value)
+            file.unlink()
+            if not name.endswith(f"{self.name}.json"):  # without its card a file is as somebody else's
+                with pytest.raises((DamagedStore, FileNotFoundError), match=r"missing|no embedding store"):
+                    read(open_source(uri))
+            file.write_bytes(content)
+
+    def test_a_gallery_that_is_not_there(self, uri):
+        with pytest.raises(FileNotFoundError, match=r"no gallery at|no embedding store at"):
+            open_source(uri)
+
+    def test_space_items_and_labels_can_be_given(self, uri):
+        source = written(uri, 10)
+        items = pl.DataFrame({"item_id": range(10), "camera": ["left", "right"] * 5})
+        labels = pl.Series(range(100, 110))
+        found = read(open_source(uri, space=SPACE, items=items, labels=labels), size=3, start=2)
+        assert found.items.equals(items.with_columns(label=labels)[2:])
+        np.testing.assert_array_equal(found.vectors, read(source).vectors[2:])
+        with pytest.raises(ValueError, match="item table has 9 rows, expected 10"):
+            open_source(uri, items=items[1:])
+        with pytest.raises(ValueError, match=r"vectors of resnet.*expected vit"):
+            open_source(uri, space=EmbeddingSpace("vit", None, 5, False))
+
+
+class TestZarr(Contract):
+    name = "store"
+
+    def test_the_store_holds_space_and_provenance(self, uri):
+        written(uri, 9)
+        store = EmbeddingStore.open(uri)
+        assert store.space == SPACE
+        assert store.provenance == ORIGIN | {"complete": True}
+
+
+class TestNpy(Contract):
+    name = "gallery.npy"
+
+    def test_numpy_and_polars_read_it(self, uri):
+        written(uri, 9)
+        array = np.load(uri)
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, rows(0, 9).vectors)
+        assert pl.read_parquet(f"{uri}.items.parquet").equals(rows(0, 9).items)
+
+    @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_foreign_arrays_are_numbered(self, tmp_path, dtype, order):
+        array = np.random.default_rng(0).normal(size=(20, 3)).astype(dtype, order=order)
+        np.save(tmp_path / "old.npy", array)
+        source = open_source(f"npy:{tmp_path / 'old.npy'}")
+        assert (source.space, source.dim, source.provenance) == (None, 3, {})
+        found = read(source, 6)
+        assert list(found.items["item_id"]) == list(range(20))
+        np.testing.assert_array_equal(found.vectors, array.astype(np.float32))
+
+    def test_refuses_what_is_no_matrix_of_floats(self, tmp_path):
+        path = tmp_path / "old.npy"
+
+        def complaint(content):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=str(path)) as caught:
+                open_source(str(path))
+            assert "\n" not in str(caught.value)
+            return str(caught.value)
+
+        def saved(array):
+            np.save(path, array)
+            return path.read_bytes()
+
+        assert "float32 [3]" in complaint(saved(np.zeros(3, np.float32)))
+        assert "int64 [3, 2]" in complaint(saved(np.zeros((3, 2), np.int64)))
+        assert "no array that can be mapped" in complaint(saved(np.array([[{}]])))
+        assert "no array that can be mapped" in complaint(pickle.dumps([1, 2]))
+        assert "no array that can be mapped" in complaint(saved(np.zeros((3, 2)))[:-1])
+        assert "no array that can be mapped" in complaint(b"")
+        huge = b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1" * 200_000 + b", 2)}"
+        assert "no array that can be mapped" in complaint(b"\x93NUMPY\x02\x00" + len(huge).to_bytes(4, "little") + huge)
+        np.savez(tmp_path / "two.npz", a=np.zeros(3))
+        assert "archive" in complaint((tmp_path / "two.npz").read_bytes())
+
+
+class TestParquet(Contract):
+    name = "gallery.parquet"
+
+    def test_polars_reads_it(self, uri):
+        written(uri, 9)
+        table = pl.read_parquet(uri)
+        assert table.schema["vector"] == pl.Array(pl.Float32, 5)
+        assert table.drop("vector").equals(rows(0, 9).items)
+        np.testing.assert_array_equal(table["vector"].to_numpy(), rows(0, 9).vectors)
+
+    def test_several_row_groups(self, uri, monkeypatch):
+        monkeypatch.setattr("stores.galleries.parquet._BLOCK_BYTES", 20 * 16)
+        source = written(uri, 50)
+        for size in (3, 16, 40):
+            assert_same(read(source, size, start=5), rows(5, 50))
+
+    @pytest.mark.parametrize("inner", [pl.Float32, pl.Float64])
+    def test_lists_of_equal_length_will_do(self, tmp_path, inner):
+        vectors = [[1.0, 2], [3, 4], [5, 6]]
+        pl.DataFrame({"vector": vectors, "n": [7, 8, 9]}, schema_overrides={"vector": pl.List(inner)}).write_parquet(
+            tmp_path / "old.parquet"
+        )
+        source = open_source(str(tmp_path / "old.parquet"))
+        assert (source.space, source.dim) == (None, 2)
+        found = read(source, 2)
+        assert found.items.to_dict(as_series=False) == {"item_id": [0, 1, 2], "n": [7, 8, 9]}
+        np.testing.assert_array_equal(found.vectors, vectors)
+
+    @pytest.mark.parametrize(
+        ("vectors", "message"),
+        [
+            ([[1.0, 2], [3], [5, 6]], "row 1 .* no vector of 2 floats"),
+            ([[1.0, 2], None, [5, 6]], "row 1 "),
+            ([[], [1.0]], "dimension"),
+            (["a", "b"], "vector of String"),
+            ([["a"], ["b"]], "List"),
+            (None, "columns other"),
+        ],
+    )
+    def test_refuses_other_columns(self, tmp_path, vectors, message):
+        table = pl.DataFrame({"vector": vectors} if vectors else {"other": [1]})
+        table.write_parquet(tmp_path / "old.parquet")
+        with pytest.raises(ValueError, match=message) as caught:
+            read(open_source(str(tmp_path / "old.parquet")))
+        assert "\n" not in str(caught.value)
+
+    def test_refuses_what_is_no_table(self, tmp_path):
+        (tmp_path / "old.parquet").write_bytes(b"dear" * 100)
+        with pytest.raises(DamagedStore, match="cannot be read") as caught:
+            open_source(str(tmp_path / "old.parquet"))
+        assert "\n" not in str(caught.value)
+
+    def test_the_name_of_the_vectors_is_reserved(self, uri):
+        target = open_target(uri, SPACE, ORIGIN)
+        items, vectors = rows(0, 3)
+        with pytest.raises(ValueError, match="'vector' is reserved"):
+            target.write(Batch(items.rename({"label": "vector"}), vectors))
+        target.close()
+
+
+FOREIGN = """
+import sys, faiss, numpy as np
+folder, x = sys.argv[1], np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
+ids = np.arange(40) * 3 + 2**40
+flat = {"ip": faiss.IndexFlatIP(8), "l2": faiss.IndexFlatL2(8), "l1": faiss.IndexFlat(8, faiss.METRIC_L1)}
+for name, index in flat.items():
+    index.add(x)
+    faiss.write_index(index, f"{folder}/{name}.faiss")
+for name, kind, inner in [("map", faiss.IndexIDMap, faiss.IndexFlatIP), ("map2", faiss.IndexIDMap2, faiss.IndexFlatL2)]:
+    index = kind(inner(8))
+    index.add_with_ids(x, ids)
+    faiss.write_index(index, f"{folder}/{name}.faiss")
+for name in ("HNSW8", "IVF2,Flat", "PQ2x4", "SQ8", "IDMap,SQ8"):
+    index = faiss.index_factory(8, name)
+    index.train(x)
+    index.add_with_ids(x, ids) if "IDMap" in name else index.add(x)
+    faiss.write_index(index, f"{folder}/{name}.other")
+np.save(f"{folder}/x.npy", x)
+np.save(f"{folder}/ids.npy", ids)
+"""
+
+SEARCH = """
+import sys, json, faiss, numpy as np
+index, queries = faiss.read_index(sys.argv[1]), np.load(sys.argv[2])
+scores, rows = index.search(queries, 3)
+print(json.dumps([type(index).__name__, index.ntotal, index.metric_type, scores.tolist(), rows.tolist()]))
+"""
+
+
+def run_python(script, *arguments):
+    # In a process of its own: faiss imported before torch makes later forks of this one hang.
+    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign")
+    run_python(FOREIGN, str(folder))
+    return folder
+
+
+class TestFaiss(Contract):
+    name = "gallery.faiss"
+
+    def test_faiss_searches_it_by_cosine_with_raw_queries(self, uri, tmp_path):
+        written(uri, 50)
+        vectors = rows(0, 50).vectors
+        np.save(tmp_path / "queries.npy", vectors[5:9])
+        kind, total, metric, scores, nearest = json.loads(run_python(SEARCH, uri, str(tmp_path / "queries.npy")))
+        assert (kind, total, metric) == ("IndexFlatIP", 50, 0)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        expected = vectors[5:9] @ unit.T
+        np.testing.assert_array_equal(nearest, np.argsort(-expected, axis=1)[:, :3])
+        np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], rtol=1e-5)
+
+    @pytest.mark.parametrize("name", ["ip", "l2", "l1", "map", "map2"])
+    def test_foreign_flat_indexes(self, foreign, name):
+        source = open_source(str(foreign / f"{name}.faiss"))
+        assert (source.space, source.dim, len(source)) == (None, 8, 40)
+        found = read(source)
+        np.testing.assert_array_equal(found.vectors, np.load(foreign / "x.npy"))
+        ids = np.load(foreign / "ids.npy") if name.startswith("map") else np.arange(40)
+        np.testing.assert_array_equal(found.items["item_id"].to_numpy(), ids)
+
+    @pytest.mark.parametrize("name", ["HNSW8", "IVF2,Flat", "PQ2x4", "SQ8", "IDMap,SQ8"])
+    def test_other_kinds_are_refused(self, foreign, name):
+        with pytest.raises(ValueError, match="flat") as caught:
+            open_source(f"faiss:{foreign / name}.other")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["l1", "map"])
+    def test_a_damaged_foreign_index_is_one_line_or_still_an_array(self, foreign, tmp_path, name):
+        content = (foreign / f"{name}.faiss").read_bytes()
+        path = tmp_path / "damaged.faiss"
+        for cut in (*range(0, 100, 7), len(content) - 1):
+            path.write_bytes(content[:cut])
+            with pytest.raises(ValueError, match=str(path)) as caught:
+                open_source(str(path))
+            assert "\n" not in str(caught.value)
+        refused = 0
+        for place in range(90):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :])
+            try:
+                assert read(open_source(str(path))).vectors.shape == (40, 8)
+            except ValueError:
+                refused += 1
+        assert refused > 15
+
+    def test_the_name_of_the_lengths_is_reserved(self, uri):
+        target = open_target(uri, SPACE, ORIGIN)
+        items, vectors = rows(0, 3)
+        with pytest.raises(ValueError, match="'vector_norm' is reserved"):
+            target.write(Batch(items.rename({"label": "vector_norm"}), vectors))
+        target.close()
+
+
+@pytest.mark.parametrize("name", ["gallery.npy", "gallery.parquet", "gallery.faiss"])
+@pytest.mark.parametrize("step", ["stores.galleries.card.GalleryCard.write", "shutil.rmtree", "pathlib.Path.replace"])
+def test_a_run_that_dies_within_finish_can_be_run_again(tmp_path, monkeypatch, name, step):
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    uri = str(tmp_path / "there" / name)
+    target = open_target(uri, SPACE, ORIGIN)
+    target.write(rows(0, 20))
+    target.commit()
+    with monkeypatch.context() as patch:
+        patch.setattr(step, die)
+        with pytest.raises(KeyboardInterrupt):
+            target.finish()
+    target.close()
+    carded = (tmp_path / "there" / f"{name}.json").exists()
+    assert carded == (step == "shutil.rmtree")
+    if not carded:
+        with pytest.raises(ValueError, match="unfinished"):
+            open_source(uri)
+    again = open_target(uri, SPACE, ORIGIN)
+    assert again.finished == carded
+    again.finish()
+    again.close()
+    assert_same(read(open_source(uri)), rows(0, 20))
+    assert not (tmp_path / "there" / f".{name}.partial").exists()
+
+
+def test_every_engine_keeps_the_contract():
+    tested = {locate(kind.name)[0] for kind in Contract.__subclasses__()}
+    assert tested == set(GALLERIES) == {*ENDINGS.values(), "zarr"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("old", ("zarr", "old")),
+        ("a/b.zarr", ("zarr", "a/b.zarr")),
+        ("a/B.NPY", ("npy", "a/B.NPY")),
+        ("a.index", ("faiss", "a.index")),
+        ("faiss:a.bin", ("faiss", "a.bin")),
+        ("zarr:a.npy", ("zarr", "a.npy")),
+        ("./odd:name.parquet", ("parquet", "./odd:name.parquet")),
+    ],
+)
+def test_uris(uri, expected):
+    assert locate(uri) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"), [("lmdb:x", "expected one of zarr, npy"), ("npy:", "npy:PATH"), ("", "no place")]
+)
+def test_unknown_uris_list_the_choices(uri, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(uri)

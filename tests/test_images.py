@@ -1,0 +1,99 @@
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.images import UnreadableImage, read_image, scan_image_folder
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def random_pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def test_scan_is_sorted_and_ignores_what_is_no_image(tmp_path: Path) -> None:
+    for name in ("s2/b.PNG", "s2/a.jpg", "s10/1.pgm", ".hidden/1.png", "s2/.DS.png", "loose.png"):
+        write(tmp_path / name, random_pixels(4, 4)[..., 0])
+    (tmp_path / "s2" / "notes.txt").write_text("no image")
+    items = scan_image_folder(tmp_path)
+    assert [(item.item_id, item.label) for item in items] == [
+        ("s10/1.pgm", "s10"),
+        ("s2/a.jpg", "s2"),
+        ("s2/b.PNG", "s2"),
+    ]
+    assert items[0].path == tmp_path / "s10" / "1.pgm"
+
+
+def test_scan_explains_a_missing_and_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not found; expected a folder with one folder per identity"):
+        scan_image_folder(tmp_path / "nowhere")
+    write(tmp_path / "loose.png", random_pixels(4, 4))
+    with pytest.raises(ValueError, match="put each identity's files into a folder of its own"):
+        scan_image_folder(tmp_path)
+
+
+def test_central_square_is_read_as_it_is(tmp_path: Path) -> None:
+    pixels = random_pixels(12, 20)
+    np.testing.assert_array_equal(read_image(write(tmp_path / "a.png", pixels), 12), pixels[:, 4:16])
+    np.testing.assert_array_equal(
+        read_image(write(tmp_path / "b.png", pixels.transpose(1, 0, 2)), 12), pixels.transpose(1, 0, 2)[4:16]
+    )
+
+
+def test_shrinking_averages_instead_of_picking(tmp_path: Path) -> None:
+    chessboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    small = read_image(write(tmp_path / "a.png", chessboard), 16)
+    assert small.dtype == np.uint8
+    assert np.abs(small.astype(int) - 127).max() <= 12
+
+
+def test_grey_palette_alpha_and_sixteen_bits_become_rgb(tmp_path: Path) -> None:
+    grey = random_pixels(8, 8)[..., 0]
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_image(write(tmp_path / "grey.pgm", grey), 8), expected)
+    wide = grey.astype(np.uint16) * 256 + 77
+    np.testing.assert_array_equal(read_image(write(tmp_path / "wide.png", wide), 8), expected)
+    alpha = np.dstack([random_pixels(8, 8), np.full((8, 8), 255, dtype=np.uint8)])
+    np.testing.assert_array_equal(read_image(write(tmp_path / "alpha.png", alpha), 8), alpha[..., :3])
+    Image.fromarray(expected).quantize(256).save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "palette.png", 8).shape == (8, 8, 3)
+
+
+def test_a_turned_photo_is_read_upright(tmp_path: Path) -> None:
+    pixels = random_pixels(8, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by 90 degrees counter-clockwise
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 8), pixels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "pgm"])
+def test_damage_is_an_unreadable_image_or_pixels_but_never_another_error(tmp_path: Path, suffix: str) -> None:
+    pixels = random_pixels(24, 24)
+    whole = write(tmp_path / f"a.{suffix}", pixels[..., 0] if suffix == "pgm" else pixels).read_bytes()
+    generator = np.random.default_rng(1)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in generator.integers(len(damaged), size=3):
+            damaged[place] ^= 1 << int(generator.integers(8))
+        path = tmp_path / f"damaged.{suffix}"
+        path.write_bytes(damaged[: generator.integers(1, len(damaged))])
+        with suppress(UnreadableImage):
+            assert read_image(path, 8).shape == (8, 8, 3)
+
+
+def test_missing_and_oversized_files_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreadableImage, match=r"none\.png \(FileNotFoundError"):
+        read_image(tmp_path / "none.png", 8)
+    path = write(tmp_path / "a.png", random_pixels(12, 12))
+    for limit in (100, 10):  # just above the limit Pillow warns, far above it raises
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(UnreadableImage, match="DecompressionBomb"):
+            read_image(path, 8)

@@ -1,0 +1,306 @@
+"""The report: numbers in it are those measured, nothing from outside becomes markup, and a real browser shows it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from copy import deepcopy
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from compat.evaluation.compatibility import evaluate
+from compat.evaluation.figures import Axis, curve, interval_chart
+from compat.evaluation.report import format_table, print_table, render_html, write_report
+from compat.evaluation.table import report_rows
+from compat.options import FitOptions
+from compat.pairs import join_pairs
+from compat.training.fit import fit_transformer
+from stores.space import EmbeddingSpace
+from stores.store import EmbeddingStore
+
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A report of 12 people, 6 pictures each, seen by two models: one space is the other one turned, plus noise."""
+    folder = tmp_path_factory.mktemp("stores")
+    generator = np.random.default_rng(0)
+    people = np.repeat(generator.normal(size=(12, 8)), 6, axis=0)
+    old = (people + 0.5 * generator.normal(size=people.shape)).astype(np.float32)
+    turn = np.linalg.qr(generator.normal(size=(8, 8)))[0]
+    new = ((people + 0.3 * generator.normal(size=people.shape)) @ turn).astype(np.float32)
+
+    def store(name, space, vectors, rows):
+        items = pl.DataFrame({"item_id": [f"i{row}" for row in rows], "label": [f"p{row // 6}" for row in rows]})
+        with EmbeddingStore.create(folder / name, space) as made:
+            made.append(items, vectors[rows])
+            made.commit()
+        return EmbeddingStore.open(folder / name)
+
+    before, after = EmbeddingSpace("small", "a" * 64, 8, False), EmbeddingSpace("large", "b" * 64, 8, False)
+    asked, kept = np.arange(0, 72, 6), np.setdiff1d(np.arange(72), np.arange(0, 72, 6))
+    gallery, new_gallery = store("gallery", before, old, kept), store("new_gallery", after, new, kept)
+    pairs = join_pairs(gallery, new_gallery)
+    back = FitOptions(transformer="ridge", direction="old-to-new")
+    found = evaluate(
+        gallery,
+        store("queries", after, new, asked),
+        transformer=fit_transformer(pairs, FitOptions(transformer="procrustes")),
+        old_queries=store("old_queries", before, old, asked),
+        new_gallery=new_gallery,
+        comparisons={"ridge back": fit_transformer(pairs, back)},
+    )
+    return found.to_dict()
+
+
+@pytest.fixture
+def full(measured):
+    """The measured report with every optional key, and hostile text wherever text comes from outside."""
+    report = deepcopy(measured)
+    neighbours = [
+        {"id": HOSTILE, "label": HOSTILE, "image": PIXEL, "score": 0.9, "correct": True},
+        {"id": "i2", "label": None, "image": "https://example.com/x.png", "score": None, "correct": False},
+        {"id": "i3", "label": 7, "image": None, "score": float("nan"), "correct": None},
+    ]
+    report |= {
+        "title": f"Title {HOSTILE}",
+        "subtitle": f"Subtitle {HOSTILE}",
+        "training_curves": [
+            {
+                "name": HOSTILE,
+                "x_label": "epoch",
+                "series": [
+                    {"name": "loss", "x": [1, 2, 3], "y": [3.0, float("nan"), 1.5]},
+                    {"name": "accuracy", "x": [1], "y": [0.5]},
+                    {"name": "never measured", "x": [1, 2], "y": [None, None]},
+                ],
+            }
+        ],
+        "examples": [
+            {
+                "query": {"id": HOSTILE, "label": "p0", "image": PIXEL},
+                "results": [{"name": HOSTILE, "neighbours": neighbours}],
+            }
+        ],
+        "data_note": f"Synthetic people {HOSTILE}",
+        "wall_time_s": 192.0,
+        "steps": [{"name": HOSTILE, "seconds": 1.25}],
+        "split": {HOSTILE: HOSTILE, "identities": {"train": 6, "test": 6}, "people": ["p0", "p1"]},
+        "notes": [*report["notes"], HOSTILE],
+    }
+    report["gallery"]["path"] = HOSTILE
+    report["comparisons"][0]["name"] = HOSTILE
+    report["comparisons"][0]["notes"] = [HOSTILE]
+    return report
+
+
+class Page(HTMLParser):
+    """The tags, attributes and visible text of a page, and whether every tag is closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def shown(interval):
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def test_every_measure_is_on_the_page_and_in_the_table(measured):
+    words, table = Page(render_html(measured)).words, format_table(measured)
+    settings = [values for values in measured["settings"].values() if values]
+    assert len(settings) == 4
+    for measures in [*settings, measured["comparisons"][0]["measures"]]:
+        for interval in measures.values():
+            assert shown(interval) in words
+        for name in ("recall_at_1", "recall_at_5", "mean_average_precision"):
+            assert shown(measures[name]) in table
+    assert f"{measured['retention']['value']:.1%}" in words
+    assert f"{measured['retention']['value']:.1%}" in table
+    for text in (words, " ".join(table.split())):
+        assert measured["verdict"]["reason"] in text
+        assert "transformed: procrustes, new-to-old" in text
+        assert "ridge back (ridge, old-to-new)" in text
+    assert "intervals rest on 12 identities only" in words
+    assert "a" * 64 in words
+    assert "bootstrap over 12 whole identities, 2,000 draws" in words
+
+
+def test_table_fits_the_width_without_colour(measured, capsys):
+    print_table(measured)
+    printed = capsys.readouterr().out
+    assert printed == format_table(measured)
+    assert "\x1b" not in printed
+    assert max(map(len, printed.splitlines())) <= 120
+    measured = deepcopy(measured)
+    measured["comparisons"][0]["name"] = "[bold]a very long name " * 5
+    wrapped = format_table(measured)
+    assert "[bold]" in wrapped
+    assert max(map(len, wrapped.splitlines())) <= 120
+
+
+def test_what_could_not_be_formed_is_a_dash_with_its_reason(measured):
+    report = deepcopy(measured)
+    report["settings"] |= {"new_to_new": None, "naive": None, "transformed": None}
+    report["reasons"] |= {"new_to_new": "needs --new-gallery", "naive": "8-D queries", "transformed": "none was given"}
+    report |= {"retention": None, "retention_reason": "needs transformed", "transformer": None, "comparisons": []}
+    report |= {"update_gain": None, "update_gain_reason": "needs transformed and new_to_new"}
+    for text in (format_table(report), Page(render_html(report)).words):
+        for reason in (
+            "new to new: needs --new-gallery",
+            "naive: 8-D queries",
+            "transformed: none was given",
+            "retention: needs transformed",
+            "update gain: needs transformed and new to new",
+        ):
+            assert reason in text
+    assert re.search(r"^naive +- +- +-$", format_table(report), re.MULTILINE)
+
+
+def test_a_report_without_any_number_still_renders(measured):
+    report = deepcopy(measured)
+    report["settings"] = dict.fromkeys(report["settings"])
+    report |= {"retention": None, "update_gain": None, "transformer": None, "comparisons": []}
+    page = Page(render_html(report))
+    assert "svg" not in page.tags
+    assert interval_chart(report_rows(report)) is None
+    assert "nan" not in page.words.lower()
+
+
+def test_text_from_outside_never_becomes_markup(full, tmp_path):
+    page = Page(write_report(full, tmp_path).read_text())
+    assert "script" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.tags.count("img") == 2  # the query and one neighbour, whose pictures lie in the report
+    assert page.words.count("<script>alert(1)</script>") >= 10
+
+
+def test_the_page_loads_nothing(full, tmp_path):
+    text = write_report(full, tmp_path).read_text()
+    for name, value in Page(text).attributes:
+        if name in {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}:
+            assert value.startswith("data:")
+    assert not re.search(r"url\(|@import", text)
+    assert "default-src 'none'" in text
+    assert len(text) < 60_000
+
+
+def test_json_round_trips_and_draws_the_same_page(measured, full, tmp_path):
+    written = write_report(measured, tmp_path / "deep" / "folder")
+    assert written == tmp_path / "deep" / "folder" / "report.html"
+    assert json.loads(written.with_name("report.json").read_text()) == measured
+    written = write_report(full | {"extra": (np.float32(0.5), np.int64(3), float("inf"))}, tmp_path)
+    saved = json.loads(written.with_name("report.json").read_text(), parse_constant=pytest.fail)
+    assert saved["training_curves"][0]["series"][0]["y"] == [3.0, None, 1.5]
+    assert saved["extra"] == [0.5, 3, None]
+    assert render_html(saved) == written.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["report.html", "report.json"]
+
+
+def test_errors_say_what_to_do(measured, tmp_path):
+    with pytest.raises(ValueError, match="lacks verdict, settings"):
+        render_html({"format_version": 1, "gallery": {}, "queries": {}})
+    with pytest.raises(ValueError, match="format_version 99, expected 1"):
+        write_report(measured | {"format_version": 99}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        write_report(measured, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [1.0], [0.7, 0.8], [0.021, 0.969], [-3, 1e4], [1e-7, 2e-7], [5.0, 5.0 + 1e-15]]
+)
+@pytest.mark.parametrize("tight", [False, True])
+def test_axis_holds_its_values_with_few_ticks(values, tight):
+    axis = Axis.over(values, tight=tight)
+    assert all(-1e-9 <= axis.share(value) <= 1 + 1e-9 for value in values)
+    assert 2 <= len(axis.ticks) <= 8
+    assert len({label for _, label in axis.ticks}) == len(axis.ticks)
+    for share, label in axis.ticks:
+        assert float(label) == pytest.approx(axis.low + share * (axis.high - axis.low), abs=axis.step / 2)
+
+
+def test_marks_lie_where_the_numbers_say(measured):
+    chart = interval_chart(report_rows(measured))
+    assert chart
+    (left, first), (right, last) = chart.ticks[0], chart.ticks[-1]
+    for dot in chart.dots:
+        expected = left + (float(dot.number) - float(first)) / (float(last) - float(first)) * (right - left)
+        assert dot.value == pytest.approx(expected, abs=0.2)
+        assert dot.ends
+        assert dot.ends[0] <= dot.value <= dot.ends[1]
+    assert [kind for _, kind in chart.references] == ["old", "new"]
+
+
+def test_a_curve_passes_over_what_was_not_measured():
+    drawn = curve({"name": "loss", "x": [0, 5, 10], "y": [1.0, None, 0.0]}, "epoch")
+    assert drawn
+    assert drawn.path == "M48.0 8.0L48.0 8.0L288.0 132.0"
+    assert drawn.last == "0 at epoch 10"
+    assert curve({"name": "loss", "x": [1], "y": [None]}, "epoch") is None
+
+
+def browse(page, folder, *options):
+    """What headless Chromium prints about a file."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "HOME": str(folder)})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on PATH; install one to see the page drawn")
+def test_a_browser_draws_the_page_without_complaint(full, measured, tmp_path):
+    # The full page holds a hostile picture address and scripts; a blocked one would be a console line, as below.
+    page = write_report(full, tmp_path)
+    done = browse(page, tmp_path, "--dump-dom")
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('<circle class="dot"') == 5
+    loud = tmp_path / "loud.html"
+    loud.write_text(page.read_text().replace("<footer>", '<img src="http://127.0.0.1:9/x.png"><footer>'))
+    assert "CONSOLE" in browse(loud, tmp_path, "--dump-dom").stderr
+
+    picture = tmp_path / "page.png"
+    page = write_report(measured, tmp_path)
+    browse(page, tmp_path, f"--screenshot={picture}", "--window-size=1200,1600", "--hide-scrollbars")
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    for colour in ((0x00, 0x72, 0xB2), (0x00, 0x79, 0x5A), (0xD5, 0x5E, 0x00)):  # old, new, bridge
+        rows, columns = np.nonzero((pixels == colour).all(axis=2))
+        assert len(rows) > 40
+        assert columns.min() > 100
