@@ -49,9 +49,9 @@ class DemoOptions:
     people: int = 24
     gallery_images: int = 5
     views: int = 12
-    input_size: int = 40
-    old_epochs: int = 20
-    new_epochs: int = 20
+    input_size: int = 36
+    old_epochs: int = 16
+    new_epochs: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -162,6 +162,8 @@ def _train_backbone(options: DemoOptions, model: str, epochs: int) -> dict[str, 
         input_size=options.input_size,
         epochs=epochs,
         passes_per_epoch=2,
+        batch_size=32,
+        learning_rate=0.03,
         seed=options.seed,
     )
     result = fit(training, on_epoch=lambda r: _say(f"  epoch {r['epoch']}/{epochs}  loss {r['loss']:.2f}"))

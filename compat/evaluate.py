@@ -26,7 +26,8 @@ class EvaluateOptions:
         old_queries: Store of the same queries through the old model; needed for old-to-old, retention and a verdict.
         new_gallery: Store of the same gallery through the new model; needed for new-to-new and update gain.
         relevance: `label` (same label, the query's own item left out), `item` (same item id), a CSV or Parquet table
-            with columns query_id and item_id, or `auto`: label where both stores have one, else item.
+            with columns query_id, item_id and perhaps grade (0 is irrelevant), or `auto`: label where both stores have
+            one, else item.
         seed: Of the bootstrap.
     """
 
@@ -50,16 +51,17 @@ def evaluate_and_report(options: EvaluateOptions) -> Path:
     from compat.evaluation.compatibility import evaluate
     from compat.evaluation.report import print_table, write_report
     from compat.transformers.artefact import load_transformer
+    from stores.galleries.zarr_store import open_complete
     from stores.store import EmbeddingStore
 
     with ExitStack() as stack:
 
         def opened(path: Path | None) -> EmbeddingStore | None:
-            return stack.enter_context(EmbeddingStore.open(path)) if path else None
+            return stack.enter_context(open_complete(path)) if path else None
 
         report = evaluate(
-            stack.enter_context(EmbeddingStore.open(options.gallery)),
-            stack.enter_context(EmbeddingStore.open(options.queries)),
+            stack.enter_context(open_complete(options.gallery)),
+            stack.enter_context(open_complete(options.queries)),
             transformer=load_transformer(options.transformer) if options.transformer else None,
             old_queries=opened(options.old_queries),
             new_gallery=opened(options.new_gallery),

@@ -8,8 +8,8 @@ import numpy as np
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of vectors [n, d] scaled to unit length, a new float32 array; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))  # float32 squares would underflow
+    return vectors / np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -135,13 +135,15 @@ class Pairs:
         return shuffled_rows(len(self), size, chunk_rows=self.old.chunk_rows, seed=seed)
 
     def fingerprint(self) -> str:
-        """Digest over both spaces and every paired vector, hexadecimal."""
+        """Digest over both spaces, every paired vector and the labels, hexadecimal."""
         digest = hashlib.blake2b(digest_size=16)
         for space in (self.old.space, self.new.space):
             digest.update(repr(space._identity()).encode())
         for new, old in self.blocks("new-to-old"):
             digest.update(new.data)
             digest.update(old.data)
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
 
@@ -185,5 +187,5 @@ def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
 
 
 def label_codes(labels: pl.Series) -> np.ndarray:
-    """Labels as int64 codes [n]; equal labels get equal codes, in sorted order."""
-    return labels.rank("dense").to_numpy().astype(np.int64) - 1
+    """Labels as int64 codes [n]; equal labels get equal codes 0, 1, ... in sorted order, and a null gets -1."""
+    return labels.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1

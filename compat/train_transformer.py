@@ -60,11 +60,11 @@ def train_transformer(options: TrainTransformerOptions, *, on_epoch: OnEpoch | N
     from compat.training.fit import fit_transformer
     from compat.transformers import known_family
     from compat.transformers.artefact import load_transformer
-    from stores.store import EmbeddingStore
+    from stores.galleries.zarr_store import open_complete
 
     known_family(options.transformer)
     fit = FitOptions(**{field.name: getattr(options, field.name) for field in fields(FitOptions)})
-    with EmbeddingStore.open(options.old) as old, EmbeddingStore.open(options.new) as new:
+    with open_complete(options.old) as old, open_complete(options.new) as new:
         pairs = join_pairs(old, new)
         if (options.out / "card.json").exists():
             found = load_transformer(options.out)

@@ -11,12 +11,13 @@ import polars as pl
 
 def _read_csv(path: Path, separator: str = ",") -> pl.DataFrame:
     # Every row decides a column's type, and ids are text at first: "007" is not 7.
-    ids: dict[str, Any] = {"item_id": pl.String}
+    ids: dict[str, Any] = {"item_id": pl.String, "query_id": pl.String}
     table = pl.read_csv(path, separator=separator, schema_overrides=ids, infer_schema_length=None)
-    if "item_id" not in table.columns:
-        return table
-    numbers = table["item_id"].cast(pl.Int64, strict=False)
-    return table.with_columns(numbers) if numbers.cast(pl.String).equals(table["item_id"]) else table
+    for name in ids.keys() & set(table.columns):
+        numbers = table[name].cast(pl.Int64, strict=False)
+        if numbers.cast(pl.String).equals(table[name]):
+            table = table.with_columns(numbers)
+    return table
 
 
 READERS: dict[str, Callable[[Path], pl.DataFrame]] = {

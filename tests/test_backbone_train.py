@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ sys.exit(main())
 @pytest.fixture(autouse=True)
 def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "tiny", partial(IResNet, (1, 1, 1, 1), channels=(8, 8, 8, 8)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small wait for threads longer than they compute; and sums split over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +95,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, faces: Path) -> None:
         "--arch tiny --input_size 16 --embedding_dim 8 --epochs 6 --passes_per_epoch 3 --batch_size 12 --dropout 0.2"
     )
     asked = options(faces, tmp_path / "straight", epochs=6, passes_per_epoch=3)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums split over threads round differently
     straight = train(asked).weights
-    torch.set_num_threads(threads)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DRIVER, "--data", str(faces), "--out", str(tmp_path / "killed"), *words.split()]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

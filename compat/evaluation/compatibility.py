@@ -15,6 +15,7 @@ from compat.metrics.intervals import Interval, bootstrap_means, interval, propor
 from compat.metrics.retrieval import Relevance, Rows, relevant_ranks, retrieval_scores
 from compat.pairs import label_codes
 from compat.transformers.artefact import Transformer, WrongSpace
+from stores.item_tables import read_item_table
 from stores.store import EmbeddingStore
 
 REPORT_VERSION = 1
@@ -148,7 +149,8 @@ def evaluate(
         old_queries: The same queries through the old model; makes old-to-old, retention and a verdict possible.
         new_gallery: The same gallery re-embedded by the new model; makes new-to-new and update gain possible.
         relevance: `label` (same label, the query's own item excluded), `item` (same item id), `auto` (label where
-            both tables have one, else item), or the path of a table with columns query_id and item_id.
+            both tables have one, else item), or the path of a table with columns query_id, item_id and perhaps grade
+            (0 is irrelevant).
         comparisons: Further transformers by name, measured against the same native settings.
         seed: Of the bootstrap.
         on_setting: Called with a line before each setting is measured.
@@ -157,12 +159,12 @@ def evaluate(
         WrongSpace: If a store or transformer does not fit the others.
         ValueError: If the relevance cannot be formed, or leaves no query.
     """
-    study = _Study(queries, relevance, seed, on_setting or (lambda _: None))
+    study = _Study(queries, gallery, relevance, seed, on_setting or (lambda _: None))
     bridges = {"the transformer": transformer} if transformer else {}
     bridges |= comparisons or {}
     per_query: dict[str, np.ndarray] = {}
     reasons: dict[str, str] = dict.fromkeys(SETTINGS, "")
-    migrated = gallery.space == queries.space and "transformer" in gallery.provenance
+    migrated = gallery.space == queries.space and _is_migrated(gallery.provenance)
     if gallery.space == queries.space:
         if bridges:
             raise WrongSpace(f"gallery and queries are both in {queries.space}: there is nothing to bridge")
@@ -204,12 +206,14 @@ def evaluate(
 class _Study:
     """The queries, what is relevant to them, and which of them can be evaluated."""
 
-    def __init__(self, queries: EmbeddingStore, relevance: str, seed: int, say: OnSetting) -> None:
+    def __init__(
+        self, queries: EmbeddingStore, gallery: EmbeddingStore, relevance: str, seed: int, say: OnSetting
+    ) -> None:
         if not len(queries):
             raise ValueError(f"the query store {queries.path} is empty; extract or convert embeddings into it first")
         self.queries, self.seed, self.say = queries, seed, say
-        self.wanted = relevance
-        self.relevance = ""
+        labelled = all("label" in store.items.columns for store in (queries, gallery))
+        self.relevance = relevance if relevance != "auto" else ("label" if labelled else "item")
         self.counts: np.ndarray | None = None
         self.query_vectors: dict[str, np.ndarray] = {}
 
@@ -254,24 +258,23 @@ class _Study:
         if not len(gallery):
             raise ValueError(f"the gallery {gallery.path} is empty; extract or convert embeddings into it first")
         own = _rows_of(self.queries.items["item_id"], gallery.items["item_id"])
-        labelled = all("label" in store.items.columns for store in (self.queries, gallery))
-        kind = self.wanted if self.wanted != "auto" else ("label" if labelled else "item")
-        self.relevance = kind
-        if kind == "item":
+        if self.relevance == "item":
             return Relevance.by_item(own)
-        if kind == "label":
-            if not labelled:
-                raise ValueError("relevance 'label' needs a column label in the gallery and in the queries; use 'item'")
-            codes = label_codes(pl.concat([self.queries.items["label"], gallery.items["label"]]))
-            return Relevance.by_label(codes[: len(own)], codes[len(own) :], own)
-        return _judged(Path(kind), self.queries, gallery)
+        if self.relevance == "label":
+            codes = label_codes(pl.concat(_labels(self.queries, gallery)))
+            asked, held = codes[: len(own)], codes[len(own) :]
+            return Relevance.by_label(np.where(asked < 0, -2, asked), held, own)  # an unknown label matches none
+        return _judged(Path(self.relevance), self.queries, gallery)
 
     @property
     def groups(self) -> tuple[np.ndarray | None, str]:
         """Codes by which queries are drawn together in the bootstrap, or None, and what they are."""
-        if "label" in self.queries.items.columns:
-            return label_codes(self.queries.items["label"]), "label"
-        return None, "query"
+        if "label" not in self.queries.items.columns:
+            return None, "query"
+        codes = label_codes(self.queries.items["label"])
+        alone = np.flatnonzero(codes < 0)  # a query of unknown label is a group of its own
+        codes[alone] = len(codes) + alone
+        return codes, "label"
 
 
 def _summarise(
@@ -418,17 +421,37 @@ def _rows_of(wanted: pl.Series, ids: pl.Series) -> np.ndarray:
     return rows.cast(pl.Int64).fill_null(-1).to_numpy()
 
 
+def _is_migrated(provenance: Mapping[str, Any]) -> bool:
+    # A copy of a migrated gallery keeps the origin under source_provenance, however often it was copied.
+    source = provenance.get("source_provenance")
+    return "transformer" in provenance or (isinstance(source, Mapping) and _is_migrated(source))
+
+
+def _labels(queries: EmbeddingStore, gallery: EmbeddingStore) -> tuple[pl.Series, pl.Series]:
+    for store in (queries, gallery):
+        if "label" not in store.items.columns:
+            raise ValueError(f"relevance 'label' needs a column label, which {store.path} lacks; use 'item'")
+    ours, theirs = queries.items["label"], gallery.items["label"]
+    if ours.dtype != theirs.dtype:
+        raise ValueError(
+            f"labels are {ours.dtype} in {queries.path} and {theirs.dtype} in {gallery.path}; use one type"
+        )
+    return ours, theirs
+
+
 def _judged(path: Path, queries: EmbeddingStore, gallery: EmbeddingStore) -> Relevance:
     if not path.is_file():
         raise FileNotFoundError(f"--relevance {path} is not 'label', 'item', 'auto' or an existing table")
-    readers = {".parquet": pl.read_parquet, ".csv": pl.read_csv}
-    if path.suffix not in readers:
-        raise ValueError(f"--relevance {path} must be one of {', '.join(readers)}")
-    table = readers[path.suffix](path)
-    if not {"query_id", "item_id"} <= set(table.columns):
+    table = read_item_table(path, "query_id")
+    if "item_id" not in table.columns:
         raise ValueError(f"{path} needs the columns query_id and item_id, found {', '.join(table.columns)}")
-    query_type, item_type = queries.items["item_id"].dtype, gallery.items["item_id"].dtype
-    query = _rows_of(table["query_id"].cast(query_type), queries.items["item_id"])
-    row = _rows_of(table["item_id"].cast(item_type), gallery.items["item_id"])
+    if "grade" in table.columns:  # a grade of 0 was judged, and found irrelevant
+        if not table["grade"].dtype.is_numeric():
+            raise ValueError(f"grade in {path} must be a number, found {table['grade'].dtype}")
+        table = table.filter(pl.col("grade") > 0)
+    query, row = (
+        _rows_of(table[name].cast(ids.dtype, strict=False), ids)
+        for name, ids in (("query_id", queries.items["item_id"]), ("item_id", gallery.items["item_id"]))
+    )
     known = (query >= 0) & (row >= 0)
     return Relevance.by_judgement(len(queries), query[known], row[known])

@@ -2,7 +2,8 @@
 
 Every measure here is a function of those ranks, so they are found once, over the full ranking, in bounded memory.
 A relevant row's rank counts every irrelevant row that scores at least as high: ties go against the query, so a map that
-sends everything to one point finds nothing. Among themselves relevant rows are ranked 1, 2, ... by score.
+sends everything to one point finds nothing. Among themselves relevant rows are ranked 1, 2, ... by score. Scores closer
+than `TIE` are tied: the product of equal vectors differs by a rounding with their place in the matrix.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from compat.neighbors import unit_rows
 
 QUERY_ROWS = 256
 GALLERY_ROWS = 262_144
+TIE = np.float32(1e-6)
 
 
 class Rows(Protocol):
@@ -142,8 +144,7 @@ def relevant_ranks(
     starts = range(0, len(gallery), gallery_rows)
     scores = np.empty(len(relevance.rows), np.float32)
     at_least = np.zeros(len(relevance.rows), np.int64)  # rows scoring as high as this relevant one, itself included
-    # One block: find the relevant scores and count against them at once. More: a pass for each, through the same
-    # product of the same shapes, so that equal vectors get equal scores in both.
+    # One block: find the relevant scores and count against them at once. More: a pass for each.
     passes = [(True, True)] if len(starts) == 1 else [(True, False), (False, True)]
     for find, count in passes:
         for start in starts:
@@ -163,7 +164,7 @@ def relevant_ranks(
                         here = (local >= 0) & (local < len(row_scores))
                         scores[mine][here] = row_scores[local[here]]
                     if count:
-                        at_least[mine] += _count_at_least(row_scores, scores[mine])
+                        at_least[mine] += _count_at_least(row_scores, scores[mine] - TIE)
                 if on_queries:
                     on_queries(min(first + QUERY_ROWS, len(queries)))
     return _ranks(scores, at_least, relevance)
@@ -180,7 +181,7 @@ def _ranks(scores: np.ndarray, at_least: np.ndarray, relevance: Relevance) -> np
     for a, b in zip(relevance.offsets[:-1], relevance.offsets[1:], strict=True):
         order = np.argsort(-scores[a:b], kind="stable")
         ordered = scores[a:b][order]
-        relevant_at_least = np.searchsorted(-ordered, -ordered, "right")
+        relevant_at_least = np.searchsorted(-ordered, TIE - ordered, "right")
         ranks[a:b] = at_least[a:b][order] - relevant_at_least + np.arange(1, b - a + 1)
     return ranks
 

@@ -39,6 +39,8 @@ def fit_transformer(
     """
     options = options or FitOptions()
     known_family(options.transformer)
+    if not len(pairs):
+        raise ValueError("a map cannot be fitted to 0 pairs; at least 1 is needed")
     source, target = pairs.spaces(options.direction)
     if options.transformer in CLOSED_FORMS:
         fitted = fit_closed_form(pairs, options)

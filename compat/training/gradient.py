@@ -53,7 +53,7 @@ def fit_network(
     real = pairs.select(np.flatnonzero(folds != 0))
     synthetic = plan_synthetic(real, options.interpolation, options.direction, seed=options.seed)
     training = _Training(real, synthetic, judge, options)
-    run = {"options": asdict(options), "pairs": len(pairs), "spaces": [str(s) for s in pairs.spaces(options.direction)]}
+    run = {"options": asdict(options), "pairs": pairs.fingerprint()} if checkpoint is not None else {}
     if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint, run)
     while not training.finished:

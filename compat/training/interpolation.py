@@ -68,8 +68,9 @@ def plan_synthetic(pairs: Pairs, options: InterpolationOptions, direction: Direc
 
     `linear` takes identities 0 and 1, 2 and 3, ... and their samples until the shorter runs out. `sorted` orders
     identities by number of samples first, `proximity` pairs those with the nearest centroids in the source space; both
-    skip a pair of identities that gives fewer than `minimum` samples and take no more than `cap` from one. While the
-    rate is not reached, `sorted` and `proximity` go on to further neighbours, so an identity may be used again.
+    leave out identities of fewer than `minimum` samples and take no more than `cap` from a pair, and no fewer than
+    `minimum` even where the rate asks for fewer. While the rate is not reached, `sorted` and `proximity` go on to
+    further neighbours, so an identity may be used again.
 
     Args:
         pairs: Real pairs; without labels there is nothing to interpolate.
@@ -81,48 +82,42 @@ def plan_synthetic(pairs: Pairs, options: InterpolationOptions, direction: Direc
         return NO_SAMPLES
     if pairs.labels is None:
         return _none("the pairs have no labels: synthetic identities need them")
-    members = _members(pairs.labels)
-    if options.pairing == "linear":
-        minimum, cap = 1, len(pairs)
-        candidates: Iterable[tuple[int, int]] = zip(range(0, len(members), 2), range(1, len(members), 2), strict=False)
-    else:
-        minimum, cap = options.minimum, options.cap
-        by_count = options.pairing == "sorted"
-        candidates = _by_count(members) if by_count else _by_proximity(pairs, members, direction, seed)
-    wanted = round(options.rate * len(pairs))
-    return _collect(members, candidates, wanted, minimum, cap, len(pairs), np.random.default_rng(seed))
-
-
-def _collect(
-    members: list[np.ndarray],
-    candidates: Iterable[tuple[int, int]],
-    wanted: int,
-    minimum: int,
-    cap: int,
-    real: int,
-    generator: np.random.Generator,
-) -> SyntheticSamples:
-    first, second, label, count = [], [], [], 0
-    for a, b in candidates:
-        if count >= wanted:
-            break
-        size = min(len(members[a]), len(members[b]), cap)
-        if size < minimum:
-            continue
-        size = min(size, wanted - count)
-        first.append(generator.permutation(members[a])[:size])
-        second.append(generator.permutation(members[b])[:size])
-        label.append(np.full(size, len(members) + len(label)))
-        count += size
-    if not count:
-        largest = sorted(len(m) for m in members)[-2:]
+    linear = options.pairing == "linear"
+    minimum, cap = (1, len(pairs)) if linear else (options.minimum, options.cap)
+    identities = _members(pairs.labels)
+    members = [rows for rows in identities if len(rows) >= minimum]
+    if len(members) < 2:
+        largest = sorted(map(len, identities))[-2:]
         return _none(
             f"no two identities give the {minimum} samples that a synthetic one needs "
-            f"(the two largest have {' and '.join(map(str, largest))}); lower interpolation.minimum"
+            f"(the largest have {' and '.join(map(str, largest))}); lower interpolation.minimum"
         )
-    rate = count / real
-    note = "" if count >= wanted else f"reached a rate of {rate:.3f} of the {wanted / real:.3f} asked for"
-    return SyntheticSamples(np.concatenate(first), np.concatenate(second), np.concatenate(label), rate, note)
+    if linear:
+        candidates: Iterable[tuple[int, int]] = zip(range(0, len(members), 2), range(1, len(members), 2), strict=False)
+    elif options.pairing == "sorted":
+        candidates = _by_count(members)
+    else:
+        candidates = _by_proximity(pairs, members, direction, seed)
+    wanted = max(1, round(options.rate * len(pairs)))
+    generator = np.random.default_rng(seed)
+    first, second, label, count = [], [], [], 0
+    for a, b in candidates:
+        size = min(len(members[a]), len(members[b]), cap, max(minimum, wanted - count))
+        first.append(generator.permutation(members[a])[:size])
+        second.append(generator.permutation(members[b])[:size])
+        label.append(np.full(size, len(identities) + len(label)))
+        count += size
+        if count >= wanted:
+            break
+    rate = count / len(pairs)
+    notes = []
+    if count < wanted:
+        notes.append(f"synthetic samples reached a rate of {rate:.3f} of the {wanted / len(pairs):.3f} asked for")
+    if options.pairing == "sorted" and len(set(map(len, members))) == 1:
+        notes.append("all identities have equally many samples, so the order of `sorted` is arbitrary")
+    return SyntheticSamples(
+        np.concatenate(first), np.concatenate(second), np.concatenate(label), rate, "; ".join(notes)
+    )
 
 
 def _none(note: str) -> SyntheticSamples:
@@ -148,8 +143,6 @@ def _by_count(members: list[np.ndarray]) -> Iterator[tuple[int, int]]:
 def _by_proximity(
     pairs: Pairs, members: list[np.ndarray], direction: Direction, seed: int
 ) -> Iterator[tuple[int, int]]:
-    if len(members) < 2:
-        return
     neighbours = min(_NEIGHBOURS, len(members) - 1)
     centroids = _centroids(pairs, members, direction)
     if len(members) < APPROXIMATE_FROM:
@@ -178,10 +171,9 @@ def _by_proximity(
 
 def _centroids(pairs: Pairs, members: list[np.ndarray], direction: Direction) -> np.ndarray:
     sums = np.zeros((len(members), pairs.spaces(direction)[0].dim))
-    code = np.empty(len(pairs), np.int64)
-    for identity, rows in enumerate(members):
-        code[rows] = identity
-    for start in range(0, len(pairs), BLOCK_ROWS):
-        rows = np.arange(start, min(start + BLOCK_ROWS, len(pairs)))
-        np.add.at(sums, code[rows], pairs.take(rows, direction)[0])
-    return sums / np.array([[len(rows)] for rows in members])
+    rows = np.concatenate(members)
+    code = np.repeat(np.arange(len(members)), [len(m) for m in members])
+    order = np.argsort(rows)  # neighbouring rows lie together
+    for block in np.split(order, range(BLOCK_ROWS, len(order), BLOCK_ROWS)):
+        np.add.at(sums, code[block], pairs.take(rows[block], direction)[0])
+    return sums / np.array([[len(m)] for m in members])

@@ -15,6 +15,7 @@ from backbones.checkpoint import read_tensors, tensor_digest, write_tensors
 from compat.options import Direction
 from compat.transformers import TRANSFORMERS, known_family
 from stores.durable import sync_folder, write_atomically
+from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 
 FORMAT_VERSION = 1
@@ -94,6 +95,7 @@ class Transformer:
         """Write the artefact; card.json is written last, so a folder without it is not an artefact."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "card.json").unlink(missing_ok=True)  # an older card must not describe the new weights
         write_tensors(folder / "model.safetensors", self.network.state_dict(), {})
         card = {
             "format_version": FORMAT_VERSION,
@@ -104,7 +106,7 @@ class Transformer:
             "digest": self.digest(),
             "training": self.training,
         }
-        write_atomically(folder / "card.json", [json.dumps(card, indent=2).encode()])
+        write_atomically(folder / "card.json", [seal(card)])
         sync_folder(folder)
 
 
@@ -122,15 +124,13 @@ def load_transformer(folder: str | Path) -> Transformer:
                 f"no transformer at {folder}: {name} is missing; run compat.train_transformer first"
             )
     try:
-        card = json.loads((folder / "card.json").read_bytes())
-        version = card["format_version"]
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format version {version}, this version reads {FORMAT_VERSION}")
+        card = unseal(folder / "card.json", version=FORMAT_VERSION)
         if card["direction"] not in get_args(Direction):
             raise ValueError(f"direction {card['direction']!r}, expected one of {', '.join(get_args(Direction))}")
         source, target = (EmbeddingSpace.from_dict(card[role]) for role in ("source", "target"))
-        network = TRANSFORMERS[known_family(card["family"])](source.dim, target.dim)
-        network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+        with torch.device("meta"):  # what the card claims takes no memory until the tensors prove it
+            network = TRANSFORMERS[known_family(card["family"])](source.dim, target.dim)
+        network.load_state_dict(read_tensors(folder / "model.safetensors")[0], assign=True)
         transformer = Transformer(card["family"], card["direction"], source, target, network, card["training"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the transformer at {folder} cannot be read: {error}") from None

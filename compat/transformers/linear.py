@@ -15,6 +15,9 @@ from torch import nn
 
 from compat.neighbors import unit_rows
 
+NO_VARIANCE = 1e-6
+"""Variance of unit vectors, summed over dimensions, that is no more than the rounding of float32 products."""
+
 
 class IdentityMap(nn.Module):
     """The sanity check: vectors as they are, cut off or padded with zeros where the dimensions differ."""
@@ -137,7 +140,7 @@ def fit_procrustes(moments: Moments) -> LinearMap:
     rotation = left @ right
     # |R^T (x - mean)|^2 is the whole variance of x only where R keeps every dimension.
     variance = np.trace(rotation.T @ xx @ rotation)
-    scale = singular.sum() / variance if variance > 0 else 1.0
+    scale = singular.sum() / variance if variance > NO_VARIANCE else 1.0
     weight = scale * rotation
     return LinearMap.from_arrays(weight, y_mean - x_mean @ weight)
 
@@ -164,10 +167,9 @@ class RidgePath:
 
         Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", 1970.
         """
-        mean_variance = self.eigenvalues.mean()
-        if mean_variance <= 0:  # one pair, or all the same: only the mean is known
+        if self.eigenvalues.sum() <= NO_VARIANCE:  # one pair, or all the same: only the mean is known
             weight = np.zeros((len(self.x_mean), len(self.y_mean)))
         else:
-            penalty = strength * mean_variance
+            penalty = strength * self.eigenvalues.mean()
             weight = self.eigenvectors @ (self.projected / (self.eigenvalues + penalty)[:, None])
         return LinearMap.from_arrays(weight, self.y_mean - self.x_mean @ weight)

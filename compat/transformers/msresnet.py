@@ -13,6 +13,7 @@ from torch import nn
 KERNELS = (3, 5, 7)
 CHANNELS = (16, 32, 64)
 POOLED = 8  # positions kept by each branch, whatever the embedding's length
+LEAST_LENGTH = 17  # leaves two positions to the last normalisation, which cannot train on a batch of one otherwise
 
 
 class ResidualBlock(nn.Module):
@@ -61,5 +62,6 @@ class MSResNet(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """[n, s] to [n, t]."""
-        signal = self.stem(vectors[:, None, :])
+        missing = max(0, LEAST_LENGTH - self.source_dim)
+        signal = self.stem(nn.functional.pad(vectors, (0, missing))[:, None, :])
         return self.output(torch.cat([branch(signal) for branch in self.branches], dim=1))

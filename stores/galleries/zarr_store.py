@@ -98,19 +98,22 @@ class StoreTarget:
         self._store.close()
 
 
-def open_source(location: str) -> StoreSource:
-    """Open the store in the folder `location`.
+def open_complete(path: str | Path) -> EmbeddingStore:
+    """Open a store that was written to its end, where whoever wrote it kept record of that.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged, or was not written to its end.
     """
-    store = EmbeddingStore.open(location)
+    store = EmbeddingStore.open(path)
     if store.provenance.get(COMPLETE) is False:
-        raise ValueError(
-            f"{location} is unfinished, it has {len(store)} rows so far; run the command that writes it again"
-        )
-    return StoreSource(store)
+        raise ValueError(f"{path} is unfinished, it has {len(store)} rows so far; run the command that writes it again")
+    return store
+
+
+def open_source(location: str) -> StoreSource:
+    """Open the store in the folder `location`; see `open_complete`."""
+    return StoreSource(open_complete(location))
 
 
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> StoreTarget:

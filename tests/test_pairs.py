@@ -1,0 +1,161 @@
+"""Joining two stores on item id."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import open_store, plant, write_store
+
+from compat.pairs import ArrayVectors, Pairs, join_pairs, label_codes
+from stores.space import EmbeddingSpace
+from stores.store import EmbeddingStore
+
+DIRECTIONS = ("new-to-old", "old-to-new")
+
+
+def vectors(ids, dim, offset=0.0):
+    """Row i says which item it is."""
+    return np.tile(np.array([[float(i)] for i in ids]) + offset, (1, dim)).astype(np.float32)
+
+
+def test_rows_are_joined_by_id_whatever_their_order(tmp_path):
+    old_ids, new_ids = [3, 1, 4, 15, 9, 2], [2, 7, 1, 8, 15, 3]
+    old = open_store(tmp_path / "old", vectors(old_ids, 3), ids=old_ids)
+    new = open_store(tmp_path / "new", vectors(new_ids, 5, 100), ids=new_ids, name="new", chunk_rows=2)
+    pairs = join_pairs(old, new)
+    assert len(pairs) == 4
+    source, target = pairs.take(np.arange(4), "new-to-old")
+    assert target[:, 0].tolist() == [3, 1, 15, 2]  # the old store's order
+    np.testing.assert_array_equal(source, vectors([3, 1, 15, 2], 5, 100))
+    assert pairs.labels is None
+    assert [s.dim for s in pairs.spaces("new-to-old")] == [5, 3]
+    assert [s.dim for s in pairs.spaces("old-to-new")] == [3, 5]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_blocks_selections_and_shuffles_hold_every_pair_once(tmp_path, direction):
+    world = plant(identities=10, samples=5, old_dim=4, new_dim=6)
+    old = open_store(tmp_path / "old", world.old, labels=world.labels)
+    mixed = np.random.default_rng(1).permutation(50)
+    new = open_store(tmp_path / "new", world.new[mixed], ids=[f"i{i}" for i in mixed], name="new")
+    pairs = join_pairs(old, new)
+    sides = (world.new, world.old) if direction == "new-to-old" else (world.old, world.new)
+    for size in (1, 7, 50, 999):
+        blocks = list(pairs.blocks(direction, size))
+        assert max(len(x) for x, _ in blocks) == min(size, 50)
+        for found, expected in zip(zip(*blocks, strict=True), sides, strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), expected)
+    batches = list(pairs.shuffled(8, seed=3))
+    assert sorted(np.concatenate(batches)) == list(range(50))
+    assert not np.array_equal(np.concatenate(batches), np.arange(50))
+    chosen = np.array([40, 3, 3, 17])
+    np.testing.assert_array_equal(pairs.select(chosen).take(np.arange(4), direction)[0], sides[0][chosen])
+    selected = pairs.select(chosen).labels
+    assert selected is not None
+    assert selected.tolist() == [8, 0, 0, 3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_join_is_a_dictionary_join(tmp_path_factory, data):
+    kind = data.draw(st.sampled_from([st.integers(-(2**62), 2**62), st.text("ab#/é ", max_size=4)]))
+    old_ids = data.draw(st.lists(kind, min_size=1, max_size=12, unique=True))
+    fresh = data.draw(st.lists(kind, max_size=6, unique=True))
+    kept = data.draw(st.lists(st.sampled_from(old_ids), unique=True))
+    new_ids = data.draw(st.permutations(kept + [i for i in fresh if i not in kept]))
+    if not new_ids:
+        return
+    folder = tmp_path_factory.mktemp("join")
+    old = open_store(folder / "old", np.ones((len(old_ids), 2)), ids=old_ids, chunk_rows=3)
+    new = open_store(folder / "new", np.ones((len(new_ids), 3)), ids=new_ids, name="new", chunk_rows=3)
+    where = {item: row for row, item in enumerate(new_ids)}
+    expected = [(row, where[item]) for row, item in enumerate(old_ids) if item in where]
+    if not expected:
+        with pytest.raises(ValueError, match="no item_id in common"):
+            join_pairs(old, new)
+        return
+    pairs = join_pairs(old, new)
+    assert list(zip(pairs.old_rows.tolist(), pairs.new_rows.tolist(), strict=True)) == expected
+
+
+def labels_of(folder, old_labels, new_labels, ids=("a", "b", "c")):
+    old = open_store(folder / "old", np.ones((3, 2)), ids=["a", "b", "c"], labels=old_labels)
+    new = open_store(folder / "new", np.ones((len(ids), 2)), ids=ids, labels=new_labels, name="new")
+    codes = join_pairs(old, new).labels
+    return None if codes is None else codes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("old_labels", "new_labels", "expected"),
+    [
+        (["y", "x", "y"], ["p", "q", "r"], [1, 0, 1]),
+        (["y", "x", "y"], None, [1, 0, 1]),
+        (None, [7, 7, 3], [1, 1, 0]),
+        (["y", None, "y"], None, None),
+        ([None, None, None], None, None),
+        (["y", None, "y"], ["p", "q", "q"], [0, 1, 1]),
+        (None, None, None),
+    ],
+)
+def test_labels_come_from_either_side_and_one_unknown_leaves_a_side_without(tmp_path, old_labels, new_labels, expected):
+    assert labels_of(tmp_path, old_labels, new_labels) == expected
+
+
+def test_unknown_labels_of_items_that_are_not_paired_do_not_matter(tmp_path):
+    assert labels_of(tmp_path, ["y", None, "x"], None, ids=("c", "a")) == [1, 0]
+
+
+def test_codes_follow_the_order_of_labels_and_unknown_ones_get_none():
+    assert label_codes(pl.Series(["b", "a", None, "b"])).tolist() == [1, 0, -1, 1]
+    assert label_codes(pl.Series([None, None])).tolist() == [-1, -1]
+    assert label_codes(pl.Series([30, 10, 20, 10])).tolist() == [2, 0, 1, 0]
+
+
+def test_stores_that_do_not_pair_are_refused(tmp_path):
+    full = write_store(tmp_path / "full", np.ones((2, 3)))
+    EmbeddingStore.create(tmp_path / "empty", EmbeddingSpace("new", None, 3, False)).close()
+    write_store(tmp_path / "numbers", np.ones((2, 3)), ids=[1, 2], name="new")
+    write_store(tmp_path / "others", np.ones((2, 3)), ids=["x", "y"], name="new")
+    write_store(tmp_path / "again", np.ones((2, 3)))
+    for other, message in [
+        ("empty", "the new store .*empty is empty; extract or convert"),
+        ("numbers", r"item ids are String in .*full and Int64 in .*numbers; use one type"),
+        ("others", r"no item_id in common \(for example 'i0' and 'x'\)"),
+        ("again", r"both stores are in the space old \(3-D\): there is nothing to map"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            join_pairs(EmbeddingStore.open(full), EmbeddingStore.open(tmp_path / other))
+    with pytest.raises(ValueError, match=r"the old store .*empty is empty"):
+        join_pairs(EmbeddingStore.open(tmp_path / "empty"), EmbeddingStore.open(full))
+
+
+def test_arrays_pair_by_row_and_must_agree():
+    pairs = Pairs.from_arrays(np.zeros((2, 3)), np.ones((2, 5)), np.array(["z", "a"]))
+    assert pairs.labels is not None
+    assert pairs.labels.tolist() == [1, 0]
+    assert pairs.take(np.array([1]), "new-to-old")[0].dtype == np.float32
+    with pytest.raises(ValueError, match=r"equally many rows, found \(2, 3\) and \(3, 3\)"):
+        Pairs.from_arrays(np.zeros((2, 3)), np.zeros((3, 3)))
+    with pytest.raises(ValueError, match=r"shape \[2, 3\], expected \[n, 4\]"):
+        ArrayVectors(np.zeros((2, 3)), EmbeddingSpace("a", None, 4, False))
+
+
+def test_the_fingerprint_tells_data_apart_and_not_where_they_lie(tmp_path):
+    world = plant(identities=5, samples=4)
+    pairs = Pairs.from_arrays(world.old, world.new, world.labels)
+    old = open_store(tmp_path / "old", world.old, labels=world.labels, chunk_rows=3)
+    new = open_store(tmp_path / "new", world.new, name="new", chunk_rows=7)
+    assert join_pairs(old, new).fingerprint() == pairs.fingerprint()
+    changed = world.new.copy()
+    changed[7, 3] = np.nextafter(changed[7, 3], 9)
+    relabelled = np.where(np.arange(20) == 7, 0, world.labels)
+    others = [
+        Pairs.from_arrays(world.old, changed, world.labels),
+        Pairs.from_arrays(world.old, world.new, relabelled),
+        Pairs.from_arrays(world.old, world.new),
+        Pairs.from_arrays(world.new, world.old, world.labels),
+        Pairs.from_arrays(world.old, world.new, world.labels, old_space=EmbeddingSpace("other", None, 8, False)),
+        pairs.select(np.arange(19)),
+    ]
+    assert len({other.fingerprint() for other in (pairs, *others)}) == 7
