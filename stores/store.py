@@ -11,7 +11,6 @@ Everything that `store.json` does not name is invisible, so a writer that dies l
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,14 +22,13 @@ import numpy as np
 import polars as pl
 
 from stores.chunks import DamagedStore, VectorChunks
-from stores.durable import WriterLock, sha256_of, sync_folder, write_atomically
-from stores.sealed import seal, unseal
+from stores.commit import Commit
+from stores.durable import WriterLock, sync_folder
+from stores.item_parts import MERGED_ROWS, checked_items, read_part, require_finite, write_part
 from stores.space import EmbeddingSpace
 from stores.stream import shuffled_rows
 
-FORMAT_VERSION = 1
 CHUNK_ROWS = 4096
-_PART_ROWS = 65_536  # an item part smaller than this is merged with what is appended next
 
 
 class Batch(NamedTuple):
@@ -54,40 +52,6 @@ class StoreCheck:
         return not self.problems
 
 
-@dataclass(frozen=True)
-class _Commit:
-    """The contents of store.json."""
-
-    space: EmbeddingSpace
-    rows: int
-    chunk_rows: int
-    parts: tuple[tuple[str, int, str], ...]  # file name, rows, sha256
-    provenance: dict[str, Any]
-
-    def to_bytes(self) -> bytes:
-        body = {
-            "format_version": FORMAT_VERSION,
-            "space": self.space.to_dict(),
-            "rows": self.rows,
-            "chunk_rows": self.chunk_rows,
-            "vectors": "vectors",
-            "items": [{"file": name, "rows": rows, "sha256": digest} for name, rows, digest in self.parts],
-            "provenance": self.provenance,
-        }
-        return seal(body)
-
-    @classmethod
-    def read(cls, path: Path) -> _Commit:
-        body = unseal(path, version=FORMAT_VERSION)
-        return cls(
-            space=EmbeddingSpace.from_dict(body["space"]),
-            rows=body["rows"],
-            chunk_rows=body["chunk_rows"],
-            parts=tuple((part["file"], part["rows"], part["sha256"]) for part in body["items"]),
-            provenance=body["provenance"],
-        )
-
-
 class EmbeddingStore:
     """Embeddings on disk. Make one with `create`, open one with `open`; close it, or use it in a `with` block.
 
@@ -95,7 +59,7 @@ class EmbeddingStore:
     when they opened. Vectors are kept as the network put them out; normalising is the business of whoever searches.
     """
 
-    def __init__(self, path: Path, commit: _Commit) -> None:
+    def __init__(self, path: Path, commit: Commit) -> None:
         self.path = path
         self._commit = commit
         self._chunks = VectorChunks(path / "vectors", commit.space.dim, commit.chunk_rows)
@@ -132,7 +96,7 @@ class EmbeddingStore:
             raise ValueError(f"chunk_rows must be at least 1, found {chunk_rows}")
         _require_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
-        store = cls(path, _Commit(space, 0, chunk_rows, (), dict(provenance or {})))
+        store = cls(path, Commit(space, 0, chunk_rows, (), dict(provenance or {})))
         store._lock.acquire()
         try:
             _require_vacant(path)  # somebody may have been faster
@@ -140,7 +104,7 @@ class EmbeddingStore:
             (path / "vectors" / "zarr.json").unlink(missing_ok=True)
             VectorChunks.create(path / "vectors", space.dim, chunk_rows)
             (path / "items").mkdir(exist_ok=True)
-            store._publish(store._commit)
+            store._commit.publish(path)
         except BaseException:
             store._lock.release()
             raise
@@ -159,13 +123,13 @@ class EmbeddingStore:
             raise FileNotFoundError(f"no embedding store at {path}: the path does not exist")
         if not (path / "store.json").is_file():
             raise FileNotFoundError(f"no embedding store at {path}: it has no file store.json")
-        store = cls(path, _Commit.read(path / "store.json"))
+        store = cls(path, Commit.read(path))
         store._chunks.check_metadata(len(store))
         missing = store._chunks.missing(len(store))
-        parts = [path / "items" / name for name, _, _ in store._commit.parts]
+        parts = [path / "items" / part.name for part in store._commit.parts]
         missing += [part for part in parts if not part.is_file()]
         if missing:
-            if _Commit.read(path / "store.json") != store._commit:  # a writer merged item parts under our eyes
+            if Commit.read(path) != store._commit:  # a writer merged item parts under our eyes
                 return cls.open(path)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DamagedStore(f"{missing[0]}{more} is missing; restore it from a copy or extract again")
@@ -299,8 +263,9 @@ class EmbeddingStore:
             raise ValueError(f"{len(items)} items and {len(vectors)} vectors; row i of the table must be vector i")
         if not len(vectors):
             return
-        items = self._checked_items(items)
-        _require_finite(items, vectors)
+        like = self._new_items[0] if self._new_items else (self.items if len(self) else None)
+        items = checked_items(items, like, self._ids())
+        require_finite(items, vectors)
         self._write_rows(vectors)  # first, so that nothing is counted when the disk refuses
         self._rows_appended += len(vectors)
         self._new_items.append(items)
@@ -319,22 +284,23 @@ class EmbeddingStore:
         superseded: list[str] = []
         if self._new_items:
             fresh = pl.concat(self._new_items, rechunk=True)
-            if parts and parts[-1][1] < _PART_ROWS:
-                fresh = pl.concat([self._read_part(*parts[-1]), fresh], rechunk=True)
-                superseded.append(parts[-1][0])
+            if parts and parts[-1].rows < MERGED_ROWS:
+                fresh = pl.concat([read_part(self.path / "items", parts[-1]), fresh], rechunk=True)
+                superseded.append(parts[-1].name)
                 parts = parts[:-1]
             if len(self._tail):
                 self._chunks.write(self._rows_appended // self.chunk_rows, self._tail)
             self._sync_chunks()
             self._chunks.set_rows(self._rows_appended)
-            parts = (*parts, self._write_part(fresh))
+            parts = (*parts, write_part(self.path / "items", fresh, self._rows_appended - len(fresh)))
         commit = replace(
             self._commit,
             rows=self._rows_appended,
             parts=parts,
             provenance=self._commit.provenance if provenance is None else dict(provenance),
         )
-        self._publish(commit)
+        commit.publish(self.path)
+        self._commit = commit
         for name in superseded:
             (self.path / "items" / name).unlink(missing_ok=True)
         self._new_items = []
@@ -349,22 +315,34 @@ class EmbeddingStore:
         problems = []
         fresh = VectorChunks(self.path / "vectors", self.space.dim, self.chunk_rows)
         chunks = -(-len(self) // self.chunk_rows)
-        for check in (lambda: fresh.check_metadata(len(self)), lambda: _Commit.read(self.path / "store.json")):
+        for check in (lambda: fresh.check_metadata(len(self)), lambda: Commit.read(self.path)):
             problems += _problem(check)
         for part in self._commit.parts:
-            problems += _problem(lambda part=part: self._read_part(*part))
+            problems += _problem(lambda part=part: read_part(self.path / "items", part))
         for chunk in range(chunks):
             problems += _problem(lambda chunk=chunk: fresh.block(chunk))
             if on_chunk:
                 on_chunk(chunk + 1, chunks)
         return StoreCheck(rows=len(self), chunks=chunks, problems=tuple(problems))
 
+    def _read_parts(self) -> list[pl.DataFrame]:
+        commit = self._commit
+        while True:
+            try:
+                return [read_part(self.path / "items", part) for part in commit.parts]
+            except DamagedStore:
+                # A writer may have merged small parts since we opened; the rows we know are still the first ones.
+                newest = Commit.read(self.path)
+                if newest.parts == commit.parts:
+                    raise
+                commit = newest
+
     def _start_writing(self) -> None:
         if self._lock.held:
             return
         self._lock.acquire()
         # Somebody may have committed between our opening and the lock.
-        self._commit = _Commit.read(self.path / "store.json")
+        self._commit = Commit.read(self.path)
         self._committed_items = None
         self._chunks = VectorChunks(self.path / "vectors", self.space.dim, self.chunk_rows)
         self._discard_leftovers()
@@ -373,7 +351,7 @@ class EmbeddingStore:
     def _discard_leftovers(self) -> None:
         # What writers that died had not committed, or had no time to remove.
         self._chunks.truncate(len(self))
-        named = {name for name, _, _ in self._commit.parts}
+        named = {part.name for part in self._commit.parts}
         leftovers = [entry for entry in (self.path / "items").iterdir() if entry.name not in named]
         for entry in (*leftovers, *self.path.glob(".*.tmp")):
             entry.unlink()
@@ -390,29 +368,6 @@ class EmbeddingStore:
             self._known_ids = self.items["item_id"]
         return self._known_ids
 
-    def _checked_items(self, items: pl.DataFrame) -> pl.DataFrame:
-        if "item_id" not in items.columns:
-            raise ValueError(f"the item table has no column item_id; found {', '.join(items.columns) or 'no columns'}")
-        ids = items["item_id"]
-        if ids.dtype.is_integer():
-            items = items.with_columns(pl.col("item_id").cast(pl.Int64, strict=False))  # null past 2^63 - 1
-        elif ids.dtype != pl.String:
-            raise ValueError(f"item_id must be strings or integers, found {ids.dtype}; cast it first")
-        absent = items["item_id"].null_count()
-        if absent:
-            raise ValueError(f"{absent} items have no item_id that fits 64 bits; every row needs one")
-        template = self._new_items[0] if self._new_items else (self.items if len(self) else items)
-        if items.schema != template.schema:
-            raise ValueError(f"the items have the columns {_columns(items)}, the store has {_columns(template)}")
-        ids = items["item_id"]
-        again = ids.filter(ids.is_duplicated())
-        known = self._ids()
-        if len(known):
-            again = pl.concat([again, known.filter(known.is_in(ids.implode()))])
-        if len(again):
-            raise ValueError(f"item_id must be unique in a store; {again[0]!r} and {len(again) - 1} more occur again")
-        return items
-
     def _write_rows(self, vectors: np.ndarray) -> None:
         size = self.chunk_rows
         chunk = self._rows_appended // size
@@ -427,43 +382,6 @@ class EmbeddingStore:
         for chunk in range(first, last + 1):
             sync_folder(self._chunks.path(chunk).parent)
         sync_folder(self._chunks.folder / "c")
-
-    def _write_part(self, items: pl.DataFrame) -> tuple[str, int, str]:
-        buffer = io.BytesIO()
-        items.write_parquet(buffer)
-        first = self._rows_appended - len(items)
-        name = f"{first:012d}-{self._rows_appended:012d}.parquet"
-        write_atomically(self.path / "items" / name, [buffer.getbuffer()])
-        sync_folder(self.path / "items")
-        return name, len(items), sha256_of(self.path / "items" / name)
-
-    def _read_parts(self) -> list[pl.DataFrame]:
-        commit = self._commit
-        while True:
-            try:
-                return [self._read_part(*part) for part in commit.parts]
-            except DamagedStore:
-                # A writer may have merged small parts since we opened; the rows we know are still the first ones.
-                newest = _Commit.read(self.path / "store.json")
-                if newest.parts == commit.parts:
-                    raise
-                commit = newest
-
-    def _read_part(self, name: str, rows: int, digest: str) -> pl.DataFrame:
-        path = self.path / "items" / name
-        if not path.is_file():
-            raise DamagedStore(f"item table {path} is missing; restore it from a copy")
-        if sha256_of(path) != digest:
-            raise DamagedStore(f"item table {path} does not match its digest: it was altered; restore it from a copy")
-        items = pl.read_parquet(path)
-        if len(items) != rows:
-            raise DamagedStore(f"item table {path} has {len(items)} rows, expected {rows}")
-        return items
-
-    def _publish(self, commit: _Commit) -> None:
-        write_atomically(self.path / "store.json", [commit.to_bytes()])
-        sync_folder(self.path)
-        self._commit = commit
 
 
 def _problem(check: Callable[[], object]) -> list[str]:
@@ -481,20 +399,3 @@ def _require_vacant(path: Path) -> None:
         entry not in leftovers and entry.suffix not in {".tmp", ".partial"} for entry in path.rglob("*")
     ):
         raise FileExistsError(f"{path} already exists and is not empty; name another folder or remove it")
-
-
-def _columns(items: pl.DataFrame) -> str:
-    return ", ".join(f"{name} ({dtype})" for name, dtype in items.schema.items())
-
-
-def _require_finite(items: pl.DataFrame, vectors: np.ndarray) -> None:
-    flat = vectors.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.dot(flat, flat)):  # one pass at memory speed; overflow only sends us to the exact check
-            return
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity, the first is item "
-            f"{items['item_id'][int(bad[0])]!r}; leave them out"
-        )

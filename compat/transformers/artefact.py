@@ -61,8 +61,8 @@ class Transformer:
         out = np.empty((len(vectors), self.target.dim), np.float32)
         with torch.inference_mode():
             for start in range(0, len(vectors), APPLY_ROWS):
-                block = torch.tensor(vectors[start : start + APPLY_ROWS], dtype=torch.float32)
-                out[start : start + APPLY_ROWS] = self.network(block).numpy()
+                block = np.array(vectors[start : start + APPLY_ROWS], dtype=np.float32, order="C")
+                out[start : start + APPLY_ROWS] = self.network(torch.from_numpy(block)).numpy()
         return out
 
     def require(self, direction: Direction, source: EmbeddingSpace, target: EmbeddingSpace | None = None) -> None:

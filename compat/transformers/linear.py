@@ -15,8 +15,8 @@ from torch import nn
 
 from compat.neighbors import unit_rows
 
-NO_VARIANCE = 1e-6
-"""Variance of unit vectors, summed over dimensions, that is no more than the rounding of float32 products."""
+NO_VARIANCE = 1e-4
+"""Variance of unit vectors, summed over dimensions, below which there is little but the rounding of float32 products."""
 
 
 class IdentityMap(nn.Module):

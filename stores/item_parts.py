@@ -1,0 +1,95 @@
+"""The item table of a store: Parquet files with digests, and what an appended table must satisfy."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from stores.chunks import DamagedStore
+from stores.commit import ItemPart
+from stores.durable import sha256_of, sync_folder, write_atomically
+
+MERGED_ROWS = 65_536
+"""A part smaller than this is merged with what is appended next, so that small appends leave no small files."""
+
+
+def write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
+    """Write the rows from number `first` on as one file."""
+    buffer = io.BytesIO()
+    items.write_parquet(buffer)
+    name = f"{first:012d}-{first + len(items):012d}.parquet"
+    write_atomically(folder / name, [buffer.getbuffer()])
+    sync_folder(folder)
+    return ItemPart(name, len(items), sha256_of(folder / name))
+
+
+def read_part(folder: Path, part: ItemPart) -> pl.DataFrame:
+    """Read one file of the table.
+
+    Raises:
+        DamagedStore: If it is missing, altered or of another length.
+    """
+    path = folder / part.name
+    if not path.is_file():
+        raise DamagedStore(f"item table {path} is missing; restore it from a copy")
+    if sha256_of(path) != part.sha256:
+        raise DamagedStore(f"item table {path} does not match its digest: it was altered; restore it from a copy")
+    items = pl.read_parquet(path)
+    if len(items) != part.rows:
+        raise DamagedStore(f"item table {path} has {len(items)} rows, expected {part.rows}")
+    return items
+
+
+def checked_items(items: pl.DataFrame, like: pl.DataFrame | None, known: pl.Series) -> pl.DataFrame:
+    """The table as a store keeps it, integer ids as int64.
+
+    Args:
+        items: Rows to append.
+        like: Rows that are already there, whose columns these must have; None for the first ones.
+        known: Ids that are already there.
+
+    Raises:
+        ValueError: If a column or an id is missing or of the wrong type, or an id occurs again.
+    """
+    if "item_id" not in items.columns:
+        raise ValueError(f"the item table has no column item_id; found {', '.join(items.columns) or 'no columns'}")
+    if items["item_id"].dtype.is_integer():
+        items = items.with_columns(pl.col("item_id").cast(pl.Int64, strict=False))  # null past 2^63 - 1
+    elif items["item_id"].dtype != pl.String:
+        raise ValueError(f"item_id must be strings or integers, found {items['item_id'].dtype}; cast it first")
+    ids = items["item_id"]
+    if ids.null_count():
+        raise ValueError(f"{ids.null_count()} items have no item_id that fits 64 bits; every row needs one")
+    if like is not None and items.schema != like.schema:
+        raise ValueError(f"the items have the columns {_columns(items)}, the store has {_columns(like)}")
+    again = ids.filter(ids.is_duplicated())
+    if len(known):
+        again = pl.concat([again, known.filter(known.is_in(ids.implode()))])
+    if len(again):
+        raise ValueError(f"item_id must be unique in a store; {again[0]!r} and {len(again) - 1} more occur again")
+    return items
+
+
+def _columns(items: pl.DataFrame) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in items.schema.items())
+
+
+def require_finite(items: pl.DataFrame, vectors: np.ndarray) -> None:
+    """Refuse vectors [n, d] that hold NaN or infinity.
+
+    Raises:
+        ValueError: If one does; the first such item is named, no vector is shown.
+    """
+    flat = vectors.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):  # one pass at memory speed; overflow only sends us to the exact check
+            return
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity, the first is item "
+            f"{items['item_id'][int(bad[0])]!r}; leave them out"
+        )
