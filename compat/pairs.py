@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,7 +139,7 @@ class Pairs:
         """Digest over both spaces, every paired vector and the labels, hexadecimal."""
         digest = hashlib.blake2b(digest_size=16)
         for space in (self.old.space, self.new.space):
-            digest.update(repr(space._identity()).encode())
+            digest.update(json.dumps(space.to_dict(), sort_keys=True).encode())
         for new, old in self.blocks("new-to-old"):
             digest.update(new.data)
             digest.update(old.data)

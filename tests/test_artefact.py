@@ -181,7 +181,9 @@ def test_the_wrong_direction_space_and_dimension_are_refused(vectors):
         transformer.require("old-to-new", OLD, NEW)
     with pytest.raises(WrongSpace, match=r"direction is old-to-new \(it maps the gallery\), expected new-to-old"):
         make("ridge", "old-to-new").require("new-to-old", NEW, OLD)
-    with pytest.raises(WrongSpace, match=r"the transformer's source is large bbbbbbbb \(9-D\), .* in small \(6-D, norm"):
+    with pytest.raises(
+        WrongSpace, match=r"the transformer's source is large bbbbbbbb \(9-D\), .* in small \(6-D, norm"
+    ):
         transformer.require("new-to-old", OLD)
     with pytest.raises(WrongSpace, match=r"the transformer's target is small"):
         transformer.require("new-to-old", NEW, EmbeddingSpace("small", None, 6, False))

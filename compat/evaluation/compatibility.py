@@ -160,6 +160,7 @@ def evaluate(
         ValueError: If the relevance cannot be formed, or leaves no query.
     """
     study = _Study(queries, gallery, relevance, seed, on_setting or (lambda _: None))
+    study.relevance_in(gallery)  # a mistake in it is told before anything is measured
     bridges = {"the transformer": transformer} if transformer else {}
     bridges |= comparisons or {}
     per_query: dict[str, np.ndarray] = {}
@@ -200,6 +201,8 @@ def evaluate(
     bridged = {name: study.bridge(name, bridge, gallery) for name, bridge in bridges.items()}
     if transformer:
         per_query["transformed"] = bridged["the transformer"]
+    if not per_query and not bridged:
+        raise ValueError(f"there is nothing to measure ({reasons['naive']}); pass --transformer or --old-queries")
     return _summarise(study, gallery, queries, transformer, comparisons or {}, per_query, bridged, reasons)
 
 
@@ -243,16 +246,21 @@ class _Study:
         return self.query_vectors[key]
 
     def _scores(self, vectors: np.ndarray, items: EmbeddingStore, gallery: Rows) -> np.ndarray:
-        relevance = self._relevance(items)
-        self.counts = relevance.counts
-        if not (self.counts > 0).any():
-            raise ValueError(
-                f"no query has a relevant item in {items.path} under relevance {self.relevance!r}; "
-                "check the labels or ids, or choose another --relevance"
-            )
+        relevance = self.relevance_in(items)
         scores = retrieval_scores(relevant_ranks(vectors, gallery, relevance), relevance)
         columns = (scores.recall_at_1, scores.recall_at_5, scores.recall_at_10)
         return np.stack([*columns, scores.average_precision, scores.reciprocal_rank], axis=1)
+
+    def relevance_in(self, gallery: EmbeddingStore) -> Relevance:
+        """What is relevant to each query among a gallery's items."""
+        relevance = self._relevance(gallery)
+        self.counts = relevance.counts
+        if not (self.counts > 0).any():
+            raise ValueError(
+                f"no query has a relevant item in {gallery.path} under relevance {self.relevance!r}; "
+                "check the labels or ids, or choose another --relevance"
+            )
+        return relevance
 
     def _relevance(self, gallery: EmbeddingStore) -> Relevance:
         if not len(gallery):
@@ -365,7 +373,7 @@ def _summarise(
         verdict=decide(evidence),
         transformer=bridge("the transformer", transformer) if transformer else None,
         comparisons=tuple(bridge(name, fitted) for name, fitted in comparisons.items()),
-        notes=_notes(groups, grouped_by, transformer),
+        notes=_notes(study, gallery, groups, transformer),
     )
 
 
@@ -389,11 +397,22 @@ def _gain_reason(settings: Mapping[str, Setting], model_gain: Interval | None) -
     return ""
 
 
-def _notes(groups: int, grouped_by: str, transformer: Transformer | None) -> tuple[str, ...]:
+def _notes(study: _Study, gallery: EmbeddingStore, groups: int, transformer: Transformer | None) -> tuple[str, ...]:
     notes = list(transformer.training.get("notes", [])) if transformer else []
+    for store in (gallery, study.queries):
+        if store.provenance.get("complete") is False:
+            notes.append(f"{store.path} is unfinished, {len(store)} rows so far; run the command that writes it again")
+    if study.relevance == "item":
+        notes.append(
+            "each query's answer is the gallery's own embedding of the same item, which flatters every map: "
+            "judge with real queries where you can (labels, or --relevance TABLE)"
+        )
     if groups < 100:
-        unit = "identities" if grouped_by == "label" else "queries"
-        notes.append(f"intervals rest on {groups} {unit} only and are wide; differences inside them mean nothing")
+        unit = "identities" if study.groups[1] == "label" else "queries"
+        notes.append(
+            f"intervals rest on {groups} {unit} only and are wide; differences inside them mean nothing, and at "
+            f"exactly 0 or 1 they are the binomial bound for {groups} {unit} that all agree"
+        )
     return tuple(notes)
 
 

@@ -151,9 +151,9 @@ def _described(bridge: Mapping[str, Any] | None) -> str:
 
 
 def _compared(bridge: Mapping[str, Any]) -> Row:
-    known = bridge["direction"] if bridge["name"] == bridge["family"] else _described(bridge)
+    named = bridge["name"] != _described(bridge)
     return Row(
-        name=f"{bridge['name']} ({known})",
+        name=f"{bridge['name']} ({_described(bridge)})" if named else bridge["name"],
         kind="other",
         measures=bridge.get("measures"),
         retention=bridge.get("retention"),

@@ -17,6 +17,7 @@ from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
 _BLOCK_ROWS = 8192
+_MAGIC = b"\x93NUMPY"
 
 
 def open_source(location: str) -> MappedSource:
@@ -30,6 +31,9 @@ def open_source(location: str) -> MappedSource:
     """
     path = Path(location)
     card = verified_card(path)
+    with path.open("rb") as file:
+        if not file.read(len(_MAGIC)).startswith((_MAGIC, b"PK")):  # numpy would take anything else for a pickle
+            raise ValueError(f"{path} is no .npy file; save the array by numpy.save")
     try:
         # Also refuses headers of unreasonable size, and shapes that the file is too short for.
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,238 @@
+"""Galleries rewritten into the new model's space, in place of or beside a search through a map."""
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from planted import command, environment, open_store, plant, run, space, write_store
+
+from compat.migration.bridged import BridgedGallery
+from compat.migration.run import migrate_gallery
+from compat.migration.verify import verify_migration
+from compat.neighbors import unit_rows
+from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.linear import LinearMap
+from stores.convert import ConvertOptions, convert
+from stores.galleries import open_source
+from stores.space import EmbeddingSpace
+from stores.store import EmbeddingStore
+
+OLD, NEW = space("old", 8), space("new", 12)
+
+
+def turned(direction="old-to-new", seed=0):
+    """A map that turns the old space into twelve dimensions, or back."""
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(12, 12)))[0][:8]
+    if direction == "old-to-new":
+        return Transformer("procrustes", direction, OLD, NEW, LinearMap.from_arrays(turn, np.zeros(12)))
+    return Transformer("procrustes", direction, NEW, OLD, LinearMap.from_arrays(turn.T, np.zeros(8)))
+
+
+def contents(path):
+    """Every byte of a store, or of a file and those beside it."""
+    files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+    return {str(file.relative_to(path.parent)): file.read_bytes() for file in files if file.is_file()}
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    world = plant(identities=50, samples=4, old_dim=8, new_dim=12)
+    ids = [f"é/{row}" for row in range(200)]
+    extra = {"split": ["a", "b"] * 100}
+    write_store(tmp_path / "old", world.old * 20, ids=ids, labels=world.labels, extra=extra)
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["old", "old.faiss", "old.parquet", "old.npy"])
+@pytest.mark.parametrize("target", ["new", "new.faiss", "new.parquet", "new.npy"])
+def test_every_kind_of_gallery_becomes_every_other(gallery, source, target):
+    before = EmbeddingStore.open(gallery / "old")
+    if source != "old":
+        convert(ConvertOptions(str(gallery / "old"), str(gallery / source)))
+    kept = contents(gallery / source)
+    done = []
+    result = migrate_gallery(
+        str(gallery / source), turned(), str(gallery / target), batch_rows=64, on_rows=lambda *rows: done.append(rows)
+    )
+    assert (result.rows, result.rows_before, result.check.rows, result.check.sampled) == (200, 0, 200, 200)
+    assert done == [(64, 200), (128, 200), (192, 200), (200, 200)]
+    assert contents(gallery / source) == kept
+    written = open_source(str(gallery / target))
+    assert written.space == NEW
+    batch = next(written.scan(200))
+    assert batch.items.equals(before.items)
+    expected = turned().transform(before.rows(0, 200))
+    np.testing.assert_allclose(batch.vectors, expected, rtol=1e-5, atol=1e-6)
+    assert written.provenance == {
+        "migrated_from": str(gallery / source),
+        "source_rows": 200,
+        "source_space": OLD.to_dict(),
+        "transformer": {"family": "procrustes", "digest": turned().digest()},
+    }
+
+
+def test_new_queries_find_their_items_in_the_migrated_index_with_plain_faiss(gallery):
+    migrate_gallery(str(gallery / "old"), turned(), f"faiss:{gallery / 'index'}")
+    store = EmbeddingStore.open(gallery / "old")
+    queries = turned().transform(store.rows(0, 200))
+    index = faiss.read_index(str(gallery / "index"))
+    _, rows = index.search(unit_rows(queries), 1)
+    assert rows[:, 0].tolist() == list(range(200))
+
+
+def test_a_source_of_unknown_space_is_taken_by_its_dimension(tmp_path):
+    np.save(tmp_path / "bare.npy", np.eye(8, dtype=np.float32))
+    migrate_gallery(str(tmp_path / "bare.npy"), turned(), str(tmp_path / "new"))
+    store = EmbeddingStore.open(tmp_path / "new")
+    assert store.items["item_id"].to_list() == list(range(8))
+    np.testing.assert_allclose(store.rows(0, 8), turned().transform(np.eye(8)), atol=1e-6)
+    np.save(tmp_path / "narrow.npy", np.eye(7, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"holds 7-D vectors, the transformer maps old \(8-D\)"):
+        migrate_gallery(str(tmp_path / "narrow.npy"), turned(), str(tmp_path / "x"))
+
+
+def test_run_again_it_says_done_and_writes_nothing(gallery):
+    migrate_gallery(str(gallery / "old"), turned(), str(gallery / "new"))
+    times = {file: file.stat().st_mtime_ns for file in (gallery / "new").rglob("*")}
+    again = migrate_gallery(str(gallery / "old"), turned(), str(gallery / "new"))
+    assert again.rows_before == again.rows == 200
+    assert "200 vectors (200 of them from an earlier run) migrated to" in str(again)
+    assert "checked: 200 ids in order, 200 vectors recomputed, lowest cosine 1.000000" in str(again)
+    assert {file: file.stat().st_mtime_ns for file in (gallery / "new").rglob("*")} == times
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(gallery):
+    old, target = str(gallery / "old"), str(gallery / "new")
+    EmbeddingStore.create(gallery / "empty", OLD).close()
+    stranger = replace(turned(), source=space("third", 8))
+    for source, transformer, error, message in [
+        (old, turned("new-to-old"), WrongSpace, r"direction is new-to-old \(it maps queries .*expected old-to-new"),
+        (old, stranger, WrongSpace, r"the transformer's source is third \(8-D\), the vectors given are in old"),
+        (str(gallery / "empty"), turned(), ValueError, "empty is empty; there is nothing to migrate"),
+        (str(gallery / "nowhere"), turned(), FileNotFoundError, "no embedding store at"),
+        ("qdrant:x", turned(), ValueError, "unknown kind of gallery 'qdrant'"),
+    ]:
+        with pytest.raises(error, match=message):
+            migrate_gallery(source, transformer, target)
+        assert not (gallery / "new").exists()
+    with pytest.raises(ValueError, match="the old gallery is never overwritten, name another"):
+        migrate_gallery(old, turned(), f"zarr:{old}")
+    with pytest.raises(FileExistsError, match="is no copy or migration; name another target"):
+        migrate_gallery(old, turned(), str(write_store(gallery / "taken", np.ones((2, 12)), name="new")))
+    migrate_gallery(old, turned(), target)
+    with pytest.raises(FileExistsError, match=r"another origin \(transformer differ\)"):
+        migrate_gallery(old, turned(seed=1), target)
+
+
+def test_a_copy_that_does_not_match_is_found_out(gallery):
+    source = open_source(str(gallery / "old"))
+    store = EmbeddingStore.open(gallery / "old")
+    vectors, items = turned().transform(store.rows(0, 200)), store.items
+
+    def target(name, vectors, items):
+        with EmbeddingStore.create(gallery / name, NEW) as made:
+            made.append(items, vectors)
+            made.commit()
+        return open_source(str(gallery / name))
+
+    assert verify_migration(source, turned(), target("right", vectors, items)).lowest_cosine > 0.999999
+    assert verify_migration(source, turned(), target("longer", 3 * vectors, items), sample=10).sampled == 10
+    one_off = vectors.copy()
+    one_off[137] += 0.02
+    swapped = items[[*range(100), 101, 100, *range(102, 200)]]
+    for name, changed, rows, message in [
+        ("one", one_off, items, "a recomputed vector has cosine 0.99"),
+        ("swapped", vectors, swapped, "the ids of rows 0 to 200 differ from the source's"),
+        ("short", vectors[:-1], items[:-1], "has 199 rows, its source 200"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            verify_migration(source, turned(), target(name, changed, rows))
+
+
+@pytest.mark.parametrize("target", ["new", "new.faiss"])
+def test_killed_on_its_way_it_ends_as_if_never_interrupted(tmp_path, target):
+    generator = np.random.default_rng(0)
+    rows = 60_000
+    write_store(tmp_path / "old", generator.normal(size=(rows, 8)).astype(np.float32), ids=range(rows), chunk_rows=4096)
+    turned().save(tmp_path / "t")
+    words = ("--transformer", tmp_path / "t", "--source", tmp_path / "old", "--batch-rows", 128)
+    path = tmp_path / "killed" / target
+    partial = path if target == "new" else path.with_name(f".{path.name}.partial")
+    with subprocess.Popen(command("compat.migrate", *words, "--target", path), env=environment()) as process:
+        deadline = time.monotonic() + 60
+        while committed(partial) < 128 * 16 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    left = committed(partial)
+    assert 0 < left < rows
+    with pytest.raises((ValueError, FileNotFoundError), match="unfinished"):
+        open_source(str(path))
+    resumed = run("compat.migrate", *words, "--target", path)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert f"{rows} vectors ({left} of them from an earlier run)" in resumed.stdout
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the commands; sums split over threads round differently
+    migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "whole" / target), batch_rows=128)
+    torch.set_num_threads(threads)
+    assert contents(path) == contents(tmp_path / "whole" / target)
+
+
+def committed(path: Path) -> int:
+    return len(EmbeddingStore.open(path)) if (path / "store.json").is_file() else 0
+
+
+def test_a_bridged_gallery_finds_the_right_items_through_a_map_and_after_migration(tmp_path):
+    # The new model is the old one turned: row i's nearest item is item i, whichever way the spaces are brought together.
+    world = plant(identities=60, samples=1, old_dim=8, new_dim=8)
+    ids = [f"item {row}" for row in range(60)]
+    old = open_store(tmp_path / "old", world.old, ids=ids)
+    queries = turned().transform(world.old)
+    bridged = BridgedGallery(old, turned("new-to-old"))
+    assert bridged.query_space == NEW
+    migrate_gallery(str(old.path), turned(), str(tmp_path / "new"))
+    migrated = BridgedGallery(EmbeddingStore.open(tmp_path / "new"))
+    assert migrated.query_space == NEW
+    cosines = unit_rows(world.old) @ unit_rows(world.old).T
+    expected = [[ids[i] for i in np.argsort(-row)[:3]] for row in cosines]
+    for searched in (bridged, migrated):
+        found = searched.search(queries, k=3, space=NEW)
+        assert found.item_ids == expected
+        np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :3], atol=1e-5)
+    assert [len(row) for row in bridged.search(queries[:2], k=99).item_ids] == [60, 60]
+
+
+def test_a_bridged_gallery_refuses_the_wrong_space(tmp_path):
+    gallery = open_store(tmp_path / "old", np.ones((3, 8)))
+    with pytest.raises(WrongSpace, match="direction is old-to-new .*expected new-to-old"):
+        BridgedGallery(gallery, turned())
+    with pytest.raises(WrongSpace, match="the transformer's target is old"):
+        BridgedGallery(open_store(tmp_path / "other", np.ones((3, 8)), name="other"), turned("new-to-old"))
+    bridged = BridgedGallery(gallery, turned("new-to-old"))
+    with pytest.raises(WrongSpace, match=r"the queries are in old \(8-D\), expected new \(12-D\); map them first"):
+        bridged.search(np.ones((1, 8)), space=OLD)
+    with pytest.raises(ValueError, match=r"shape \[1, 8\], expected \[n, 12\]"):
+        bridged.search(np.ones((1, 8)))
+    with pytest.raises(ValueError, match="need equal dimensions"):
+        BridgedGallery(gallery).search(np.ones((1, 12)))
+    EmbeddingStore.create(tmp_path / "empty", EmbeddingSpace("old", None, 8, False)).close()
+    with pytest.raises(ValueError, match="needs a gallery"):
+        BridgedGallery(EmbeddingStore.open(tmp_path / "empty")).search(np.ones((1, 8)))
+
+
+def test_integer_ids_stay_integers(tmp_path):
+    write_store(tmp_path / "old", np.eye(8), ids=range(100, 108))
+    migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new.faiss"))
+    assert next(open_source(str(tmp_path / "new.faiss")).scan(8)).items["item_id"].dtype == pl.Int64
+    found = BridgedGallery(EmbeddingStore.open(tmp_path / "old"), turned("new-to-old")).search(
+        turned().transform(np.eye(8)), k=1
+    )
+    assert found.item_ids == [[row] for row in range(100, 108)]
