@@ -111,7 +111,7 @@ class TrainOptions:
     flip_average: bool = True
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-    max_bad: int = 0
+    max_bad: int = 10
     image_memory: int = 1024
     checkpoint_every: int = 1
     workers: int = 2

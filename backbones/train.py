@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train_and_tell(options: TrainOptions) -> None:
     result = train(options, on_epoch=lambda metrics: print(_line(metrics), file=sys.stderr, flush=True))
     state = "already finished" if result.already_finished else "finished"
-    print(f"{state}: {result.weights}")
+    skipped = result.card["data"]["skipped"]
+    print(f"{state}: {result.weights}" + (f", {len(skipped)} unreadable images skipped" if skipped else ""))
 
 
 def _line(metrics: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def run_demo(options: DemoOptions) -> Path:
             for model in NETWORKS:
                 _extract(options, model, part)
     with clock.step("fit eight transformers"):
-        fitted = {(f, direction): _fit(options, f, direction) for direction in DIRECTIONS for f in FAMILIES}
+        fitted = {f"{family}, {way}": _fit(options, family, way) for way in DIRECTIONS for family in FAMILIES}
     served = _best(fitted, "old-to-new")
     with clock.step("migrate the gallery"):
         _migrate(out, fitted[served])
@@ -90,7 +90,7 @@ def run_demo(options: DemoOptions) -> Path:
         "title": "An old face gallery, searched by a new network",
         "subtitle": (
             f"{len(split['train'])} people to train on, {len(split['gallery'])} others for gallery and queries. The "
-            f"map served ({served[0]}, {served[1]}) was chosen by retrieval among the training people; nothing was "
+            f"map served ({served}) was chosen by retrieval among the training people; nothing was "
             "tuned on the others."
         ),
         "data_note": DATA_NOTE,
@@ -201,9 +201,13 @@ def _fit(options: DemoOptions, family: str, direction: Direction) -> "Transforme
     return train_transformer(training)
 
 
-def _best(fitted: "dict[tuple[str, Direction], Transformer]", direction: Direction) -> "tuple[str, Direction]":
-    keys = [(family, direction) for family in FAMILIES]
-    return max(keys, key=lambda key: round(fitted[key].training["held_out"]["mean_reciprocal_rank"], 3))
+def _best(fitted: "dict[str, Transformer]", direction: Direction) -> str:
+    scores = {
+        name: round(transformer.training["held_out"]["mean_reciprocal_rank"], 3)
+        for name, transformer in fitted.items()
+        if transformer.direction == direction
+    }
+    return max(scores, key=lambda name: scores[name])  # of equals the first, which is the simplest
 
 
 def _migrate(out: Path, transformer: "Transformer") -> None:
@@ -214,16 +218,13 @@ def _migrate(out: Path, transformer: "Transformer") -> None:
         _say(f"  {migrate_gallery(str(out / 'stores' / 'gallery-old'), transformer, str(target))}")
 
 
-def _evaluate(
-    options: DemoOptions, fitted: "dict[tuple[str, Direction], Transformer]", served: "tuple[str, Direction]"
-) -> dict[str, Any]:
+def _evaluate(options: DemoOptions, fitted: "dict[str, Transformer]", served: str) -> dict[str, Any]:
     from contextlib import ExitStack
 
     from compat.evaluation.compatibility import evaluate
     from stores.store import EmbeddingStore
 
     folder = options.out / "stores"
-    others = [key for key in fitted if key != served]
     names = ("gallery-old", "gallery-new", "queries-old", "queries-new")
     with ExitStack() as stack:
         stores = {name: stack.enter_context(EmbeddingStore.open(folder / name)) for name in names}
@@ -233,7 +234,7 @@ def _evaluate(
             transformer=fitted[served],
             old_queries=stores["queries-old"],
             new_gallery=stores["gallery-new"],
-            comparisons={f"{family}, {direction}": fitted[family, direction] for family, direction in others},
+            comparisons={name: transformer for name, transformer in fitted.items() if name != served},
             seed=options.seed,
         ).to_dict()
         report["examples"] = list(_examples(options.out, stores["queries-new"], stores["gallery-old"]))
@@ -280,11 +281,11 @@ def _thumbnail(out: Path, part: str, item: dict[str, Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _fit_curves(fitted: "dict[tuple[str, Direction], Transformer]") -> list[dict[str, Any]]:
+def _fit_curves(fitted: "dict[str, Transformer]") -> list[dict[str, Any]]:
     series = ("loss", "held_out_recall_at_1")
     return [
-        _curve(f"{family}, {direction}", transformer.training["epochs"], series)
-        for (family, direction), transformer in fitted.items()
+        _curve(name, transformer.training["epochs"], series)
+        for name, transformer in fitted.items()
         if "epochs" in transformer.training
     ]
 

@@ -51,7 +51,7 @@ class ExtractOptions:
     batch_size: int = 64
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     flip_average: bool | None = None
-    max_bad: int = 0
+    max_bad: int = 10
     workers: int = 2
 
     def __post_init__(self) -> None:

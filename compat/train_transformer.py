@@ -26,17 +26,6 @@ class TrainTransformerOptions(FitOptions):
         old: Store of the old model's embeddings.
         new: Store of the new model's embeddings of the same items.
         out: Folder for the transformer; run again to go on with it.
-        transformer: Family of the map: identity, procrustes, ridge, mlp or msresnet.
-        direction: `new-to-old` maps queries into the old gallery's space, `old-to-new` maps the gallery.
-        loss: Weights of the loss (mlp and msresnet).
-        interpolation: Synthetic identities (mlp and msresnet).
-        schedule: `full` trains on real and synthetic samples to the end, `pretrain` drops the synthetic ones half way.
-        epochs: Passes over the pairs (mlp and msresnet).
-        batch_size: Pairs in a step (mlp and msresnet).
-        learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
-        folds: The pairs are divided into this many parts, identities kept together; ridge chooses its strength by
-            cross-validation over them, networks stop early by one of them.
-        seed: The same seed gives the same transformer on the same machine.
     """
 
     old: Path

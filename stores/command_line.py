@@ -33,8 +33,8 @@ def run_command(
 
     Every field of the dataclass is an option (`--batch-rows` or `--batch_rows`), a nested dataclass gives dotted ones
     (`--augmentation.shift 0.1`), and a `field(kw_only=False)` is given by its place. `--config run.yaml` reads options
-    from a file, and those after it override it. The `Attributes:` section of the
-    dataclass's docstring becomes the text of `--help`.
+    from a file, and those after it override it. The `Attributes:` section of the dataclass's docstring becomes the
+    text of `--help`.
 
     Args:
         options_class: a `kw_only` dataclass.
@@ -47,6 +47,8 @@ def run_command(
     Returns:
         0 when done, 2 for a mistake in the options or the data, 130 when interrupted.
     """
+    # Before torch, numpy and faiss load their OpenMP: threads that spin while they wait starve every other process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         function(_parse(options_class, argv, prog=prog, description=description))
     except SystemExit as finished:  # --help and --print_config end this way

@@ -170,7 +170,7 @@ def test_unreadable_images_are_counted_against_a_limit(tmp_path: Path) -> None:
     data = draw_identities(tmp_path / "data", identities=3, images=3)
     (data / "p1" / "1.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1 unreadable images, --max_bad allows 0: cannot read image .*1\.png"):
-        train(options(data, tmp_path / "out"))
+        train(options(data, tmp_path / "out", max_bad=0))
     result = train(options(data, tmp_path / "out", epochs=1, max_bad=1))
     assert result.card["data"]["skipped"] == ["p1/1.png"]
     assert result.card["data"]["images"] == 8

@@ -1,5 +1,6 @@
 """The command lines of `compat`, run as people run them: what they do, and one line for each mistake."""
 
+import importlib
 import json
 import os
 import re
@@ -55,7 +56,7 @@ def stores(tmp_path_factory):
     ]:
         ids = [f"i{row}" for row in np.flatnonzero(rows)]
         write_store(folder / name, getattr(world, model)[rows], name=model, ids=ids, labels=world.labels[rows])
-    write_store(folder / "third", world.old[~asked], name="third", ids=[f"i{r}" for r in np.flatnonzero(~asked)])
+    write_store(folder / "third", world.old, name="third", labels=world.labels)
     write_store(folder / "strangers", world.new[:9], name="new", ids=[f"x{row}" for row in range(9)])
     write_store(folder / "unfinished", world.new[:9], name="new", provenance={"complete": False})
     EmbeddingStore.create(folder / "empty", EmbeddingSpace("new", None, 12, False)).close()
@@ -75,6 +76,18 @@ def succeed(module, *argv):
     return ran
 
 
+@pytest.fixture
+def here(capsys):
+    """Run a command in this process, which has imported everything already."""
+
+    def call(module, *argv):
+        code = importlib.import_module(f"compat.{module}").main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(argv, code, out, err)
+
+    return call
+
+
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_answers_at_once_and_imports_nothing_heavy(module):
     started = time.perf_counter()
@@ -85,7 +98,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy(module):
     assert took < 1.5  # alone on the machine it takes 0.2
     script = (
         f"import sys; from compat.{module} import main; assert main(['--help']) == 0; "
-        f"sys.exit(','.join(sys.modules.keys() & {HEAVY!r}))"
+        f"sys.exit(','.join(sys.modules.keys() & {HEAVY!r}) or 0)"
     )
     imported = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (imported.returncode, imported.stderr) == (0, "")
@@ -114,17 +127,17 @@ def test_from_two_stores_to_a_verdict(stores, tmp_path):
     assert report["format_version"] == 1
     assert all(report["settings"][name] for name in ("old_to_old", "new_to_new", "transformed"))
     assert report["settings"]["naive"] is None
-    assert (tmp_path / "r" / "report.html").read_text().startswith("<!")
+    assert (tmp_path / "r" / "report.html").read_text().lstrip().startswith("<!DOCTYPE html>")
     assert report["verdict"]["reason"][:30] in " ".join(evaluated.stdout.split())
 
 
-def test_training_again_loads_what_is_there_and_refuses_what_is_not_the_same(stores, tmp_path):
+def test_training_again_loads_what_is_there_and_refuses_what_is_not_the_same(stores, tmp_path, here):
     pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--out", tmp_path / "t")
-    first = succeed("train_transformer", *pair)
+    first = here("train_transformer", *pair)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()}
-    assert succeed("train_transformer", *pair).stdout == first.stdout
+    assert here("train_transformer", *pair).stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()} == times
-    one_line(run("compat.train_transformer", *pair, "--seed", 1), "holds a transformer of other options or pairs")
+    one_line(here("train_transformer", *pair, "--seed", 1), "holds a transformer of other options or pairs")
 
 
 def test_a_killed_training_goes_on_and_ends_as_if_never_interrupted(stores, tmp_path):
@@ -151,13 +164,13 @@ def test_a_killed_training_goes_on_and_ends_as_if_never_interrupted(stores, tmp_
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["card.json", "model.safetensors"]
 
 
-def test_migrate_and_then_evaluate_the_migrated_gallery(stores, tmp_path):
-    migrated = succeed(
+def test_migrate_and_then_evaluate_the_migrated_gallery(stores, tmp_path, here):
+    migrated = here(
         *("migrate", "--transformer", stores / "old-to-new", "--source", stores / "gallery"),
         *("--target", tmp_path / "migrated"),
     )
     assert migrated.stdout.startswith(f"160 vectors migrated to {tmp_path / 'migrated'}; checked: 160 ids in order")
-    evaluated = succeed(
+    evaluated = here(
         "evaluate", "--gallery", tmp_path / "migrated", "--queries", stores / "queries", "--out", tmp_path / "r"
     )
     report = json.loads((tmp_path / "r" / "report.json").read_text())
@@ -270,7 +283,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistaken, line, message):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("number", [0, 7, 13, 20, 28])
+@pytest.mark.parametrize("number", [1, 35])
 def test_a_mistake_in_a_process_of_its_own_is_the_same(stores, tmp_path, mistaken, number):
     line, message = MISTAKES[number]
     argv = [re.sub("^S", str(stores), re.sub("^O$", str(tmp_path / "out"), word)) for word in line.split()]
@@ -308,17 +321,9 @@ def model(tmp_path_factory):
     del ARCHITECTURES["tiny"]
 
 
-def extract_command(*argv):
-    return [sys.executable, "-c", EXTRACT, *map(str, argv)]
-
-
-def run_extract(*argv):
-    return subprocess.run(extract_command(*argv), env=environment(), capture_output=True, text=True, check=False)
-
-
-def test_images_become_a_store_that_names_its_space(faces, model, tmp_path):
+def test_images_become_a_store_that_names_its_space(faces, model, tmp_path, here):
     words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--batch-size", 7)
-    ran = run_extract(*words, "--out", tmp_path / "store")
+    ran = here("extract", *words, "--out", tmp_path / "store")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert re.fullmatch(r"48 embeddings of tiny [0-9a-f]{8} \(6-D\) in .*store\n", ran.stdout)
     store = EmbeddingStore.open(tmp_path / "store")
@@ -344,12 +349,11 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_killed_extraction_goes_on_and_ends_as_if_never_interrupted(faces, model, tmp_path):
+def test_a_killed_extraction_goes_on_and_ends_as_if_never_interrupted(faces, model, tmp_path, here):
     words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--batch-size", 2, "--views", 2)
-    whole = run_extract(*words, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
     path = tmp_path / "killed"
-    killed = subprocess.Popen(extract_command(*words, "--out", path), env=environment(), stdout=subprocess.DEVNULL)
+    asked = [sys.executable, "-c", EXTRACT, *map(str, words), "--out", str(path)]
+    killed = subprocess.Popen(asked, env=environment(), stdout=subprocess.DEVNULL)
     while not (path / "store.json").is_file() or not len(EmbeddingStore.open(path)):
         assert killed.poll() is None
         time.sleep(0.001)
@@ -358,14 +362,17 @@ def test_a_killed_extraction_goes_on_and_ends_as_if_never_interrupted(faces, mod
     left = len(EmbeddingStore.open(path))
     assert 0 < left < 96
     assert EmbeddingStore.open(path).provenance["complete"] is False
-    resumed = run_extract(*words, "--out", path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"96 embeddings of tiny" in resumed.stdout
+    resumed = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=True)
+    assert "96 embeddings of tiny" in resumed.stdout
     assert f"({left} of them from an earlier run)" in resumed.stdout
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here("extract", *words, "--out", tmp_path / "whole")
+    torch.set_num_threads(threads)
     assert files(path) == files(tmp_path / "whole")
 
 
-def test_unreadable_items_are_skipped_and_listed_up_to_the_limit(faces, model, tmp_path):
+def test_unreadable_items_are_skipped_and_listed_up_to_the_limit(faces, model, tmp_path, here):
     data = tmp_path / "data"
     for person in ("p0", "p1"):
         (data / person).mkdir(parents=True)
@@ -374,10 +381,9 @@ def test_unreadable_items_are_skipped_and_listed_up_to_the_limit(faces, model, t
     (data / "p0" / "0.png").write_bytes(b"no image")
     (data / "p1" / "2.png").write_bytes((faces / "p1" / "2.png").read_bytes()[:60])
     words = ("--backbone", "tiny", "--weights", model, "--data", data, "--batch-size", 3, "--out", tmp_path / "s")
-    one_line(
-        run_extract(*words, "--max-bad", 1), "2 items are unreadable, --max-bad allows 1; the first is p0/0.png: ca"
-    )
-    ran = run_extract(*words, "--max-bad", 2)
+    refused = here("extract", *words, "--max-bad", 1)
+    one_line(refused, "2 items are unreadable, --max-bad allows 1; the first is p0/0.png: cannot read image")
+    ran = here("extract", *words, "--max-bad", 2)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.endswith("2 unreadable items skipped\n")
     store = EmbeddingStore.open(tmp_path / "s")
@@ -465,7 +471,8 @@ def test_two_networks_of_different_input_size_see_the_same_views(encoders, faces
         extract(ExtractOptions(backbone=f"encoders:{backbone}", out=Path(out), **options))
         return EmbeddingStore.open(out)
 
-    small, large, again = (views(*words) for words in [("small", "s"), ("large", "l"), ("small", "again")])
+    small, large = views("small", "s"), views("large", "l")
+    views("small", "again")
     assert small.items["item_id"].to_list()[:4] == ["p0/0.png", "p0/0.png#view1", "p0/0.png#view2", "p0/1.png"]
     assert small.items["view"].to_list() == [0, 1, 2] * 48
     assert small.items.equals(large.items)

@@ -225,7 +225,7 @@ def test_a_migrated_gallery_fills_transformed_and_a_native_one_new_to_new(stores
     assert native.settings["transformed"].measures is None
     assert native.settings["transformed"].reason == "the gallery is native to the queries' space"
     assert values(native, "new_to_new") == pytest.approx(values(report, "new_to_new"))
-    with pytest.raises(WrongSpace, match="gallery and queries are both in new .*nothing to bridge"):
+    with pytest.raises(WrongSpace, match=r"gallery and queries are both in new .*nothing to bridge"):
         evaluate(given["new_gallery"], given["queries"], transformer=back)
 
 
@@ -262,9 +262,9 @@ def test_stores_of_other_items_are_refused(stores):
         evaluate(given["gallery"], numbers)
     EmbeddingStore.create(stores.folder / "empty", EmbeddingSpace("old", None, 12, False)).close()
     empty = EmbeddingStore.open(stores.folder / "empty")
-    with pytest.raises(ValueError, match="the gallery .*empty is empty"):
+    with pytest.raises(ValueError, match=r"the gallery .*empty is empty"):
         evaluate(empty, given["queries"])
-    with pytest.raises(ValueError, match="the query store .*empty is empty"):
+    with pytest.raises(ValueError, match=r"the query store .*empty is empty"):
         evaluate(given["gallery"], empty)
 
 
@@ -314,9 +314,9 @@ def test_unknown_labels_match_nothing_not_even_each_other(stores):
 
 def test_without_labels_the_same_item_is_the_match_in_every_setting(stores):
     given = stores.standard(labels=False)
-    with pytest.raises(ValueError, match="no query has a relevant item in .*gallery under relevance 'item'"):
+    with pytest.raises(ValueError, match=r"no query has a relevant item in .*gallery under relevance 'item'"):
         evaluate(**given)
-    with pytest.raises(ValueError, match="relevance 'label' needs a column label, which .*queries lacks; use 'item'"):
+    with pytest.raises(ValueError, match=r"relevance 'label' needs a column label, which .*queries lacks; use 'item'"):
         evaluate(**given, relevance="label")
     queries = stores.store("unlabelled", "new", stores.held, labels=False)
     labelled = stores.store("labelled", "new", stores.held)
@@ -325,7 +325,7 @@ def test_without_labels_the_same_item_is_the_match_in_every_setting(stores):
     assert (report.groups, report.grouped_by) == (160, "query")
     assert values(report, "new_to_new")["recall_at_1"] == 1
     # One relevance for all settings: labels that only one of two galleries has are not mixed with items.
-    with pytest.raises(ValueError, match="needs a column label, which .*unlabelled lacks"):
+    with pytest.raises(ValueError, match=r"needs a column label, which .*unlabelled lacks"):
         evaluate(stores.store("old_labelled", "old", stores.held), labelled, new_gallery=queries)
 
 
@@ -335,7 +335,7 @@ def test_labels_of_two_types_are_refused(stores):
     queries = stores.store(
         "queries", "new", stores.asked, labels=False, extra={"label": [names[i] for i in stores.asked]}
     )
-    with pytest.raises(ValueError, match="labels are String in .*queries and Int64 in .*gallery; use one type"):
+    with pytest.raises(ValueError, match=r"labels are String in .*queries and Int64 in .*gallery; use one type"):
         evaluate(gallery, queries)
 
 

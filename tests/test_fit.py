@@ -114,7 +114,7 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="unknown transformer 'mpl'; choose one of"):
         fit_transformer(Pairs.from_arrays(np.ones((2, 3)), np.ones((2, 3))), FitOptions(transformer="mpl"))
     same = Pairs.from_arrays(np.ones((5, 3)), np.ones((5, 3)), np.zeros(5))
-    with pytest.raises(ValueError, match="all 5 pairs are of one identity; give more .* use --transformer ridge"):
+    with pytest.raises(ValueError, match=r"all 5 pairs are of one identity; give more .* use --transformer ridge"):
         fit_transformer(same, QUICK)
 
 
