@@ -207,7 +207,11 @@ def _load_from_module(module_name: str, function_name: str, weights: Path | None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(f"module {module_name!r} has no function {function_name!r}; give one that returns a Backbone")
-    backbone = function() if weights is None else function(weights)
+    try:
+        backbone = function() if weights is None else function(weights)
+    except TypeError as error:
+        arguments = "no arguments" if weights is None else "the path of the weights"
+        raise ValueError(f"{module_name}:{function_name} cannot be called with {arguments} ({error})") from error
     if not isinstance(backbone, Backbone):
         raise ValueError(
             f"{module_name}:{function_name} returned {type(backbone).__name__}, expected a subclass of "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backbones.options import TrainOptions
 from compat.options import Direction
 from stores.command_line import run_command
 
@@ -57,8 +58,24 @@ class DemoOptions:
     def __post_init__(self) -> None:
         if not 2 <= self.people <= 38:
             raise ValueError(f"people must be between 2 and 38 of the 40, found {self.people}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
         if not 1 <= self.gallery_images <= 9:
             raise ValueError(f"gallery_images must be between 1 and 9 of the 10, found {self.gallery_images}")
+
+    def training(self, arch: str, epochs: int, *, data: Path, out: Path) -> TrainOptions:
+        """How a network of the demo is trained."""
+        return TrainOptions(
+            arch=arch,
+            data=data,
+            out=out,
+            input_size=self.input_size,
+            epochs=epochs,
+            passes_per_epoch=2,
+            batch_size=32,
+            learning_rate=0.03,
+            seed=self.seed,
+        )
 
 
 def run_demo(options: DemoOptions) -> Path:
@@ -70,7 +87,7 @@ def run_demo(options: DemoOptions) -> Path:
     clock = _Clock()
     out = options.out
     with clock.step("faces"):
-        split = _lay_out_faces(options)
+        split = lay_out_faces(options)
     curves = []
     for model, epochs in (("old", options.old_epochs), ("new", options.new_epochs)):
         with clock.step(f"train {NETWORKS[model]} ({model})"):
@@ -102,8 +119,8 @@ def run_demo(options: DemoOptions) -> Path:
     return _tell(report, out)
 
 
-def _lay_out_faces(options: DemoOptions) -> dict[str, list[str]]:
-    """Copy the faces into images/{train,gallery,queries}/PERSON/ and write the split to split.json."""
+def lay_out_faces(options: DemoOptions) -> dict[str, list[str]]:
+    """Write split.json, copy the faces into images/{train,gallery,queries}/PERSON/, and return who is where."""
     import json
     import random
     import shutil
@@ -121,16 +138,18 @@ def _lay_out_faces(options: DemoOptions) -> dict[str, list[str]]:
         random.Random(f"{options.seed} {person.name}").shuffle(photographs)
         files["gallery"] += photographs[: options.gallery_images]
         files["queries"] += photographs[options.gallery_images :]
+    listing = {part: sorted(f"{p.parent.name}/{p.name}" for p in photos) for part, photos in files.items()}
+    # Written and compared before anything is copied: two splits in one folder would show networks the test people.
+    written = options.out / "split.json"
+    if written.exists() and json.loads(written.read_bytes()) != listing:
+        raise FileExistsError(f"{options.out} holds a demo of another split; name another --out or remove it")
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(written, [json.dumps(listing, indent=2).encode()])
     for part, photographs in files.items():
         for photograph in photographs:
             copy = options.out / "images" / part / photograph.parent.name / photograph.name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(photograph, copy)
-    listing = {part: sorted(f"{p.parent.name}/{p.name}" for p in photos) for part, photos in files.items()}
-    found = options.out / "split.json"
-    if found.exists() and json.loads(found.read_bytes()) != listing:
-        raise FileExistsError(f"{options.out} holds a demo of another split; name another --out or remove it")
-    write_atomically(found, [json.dumps(listing, indent=2).encode()])
     return {part: sorted({name.split("/")[0] for name in names}) for part, names in listing.items()}
 
 
@@ -152,19 +171,13 @@ def _photographs(person: Path) -> list[Path]:
 
 
 def _train_backbone(options: DemoOptions, model: str, epochs: int) -> dict[str, Any]:
-    from backbones.options import TrainOptions
     from backbones.training import fit
 
-    training = TrainOptions(
-        arch=NETWORKS[model],
+    training = options.training(
+        NETWORKS[model],
+        epochs,
         data=options.out / "images" / "train",
         out=options.out / f"{model}-{NETWORKS[model]}",
-        input_size=options.input_size,
-        epochs=epochs,
-        passes_per_epoch=2,
-        batch_size=32,
-        learning_rate=0.03,
-        seed=options.seed,
     )
     result = fit(training, on_epoch=lambda r: _say(f"  epoch {r['epoch']}/{epochs}  loss {r['loss']:.2f}"))
     return _curve(f"{NETWORKS[model]} ({model} network)", result.history, ("loss", "accuracy"))

@@ -40,6 +40,10 @@ class EvaluateOptions:
     relevance: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
+
 
 def evaluate_and_report(options: EvaluateOptions) -> Path:
     """Evaluate, write both reports, print the table, and return the path of report.html.

@@ -88,6 +88,7 @@ def extract(options: ExtractOptions) -> ExtractResult:
     """
     from backbones.backbone import load_backbone
     from backbones.images import scan_folder
+    from stores.galleries.zarr_store import COMPLETE
 
     backbone = load_backbone(
         options.backbone,
@@ -99,7 +100,7 @@ def extract(options: ExtractOptions) -> ExtractResult:
     items = scan_folder(options.data, backbone.suffixes)
     with _open_or_create(options, backbone, items) as store:
         before = len(store)
-        if not store.provenance["complete"]:
+        if not store.provenance[COMPLETE]:
             _embed(options, backbone, items, store)
         skipped = tuple(entry["item_id"] for entry in store.provenance["skipped"])
         return ExtractResult(options.out, len(store), before, skipped, str(store.space))
@@ -108,23 +109,24 @@ def extract(options: ExtractOptions) -> ExtractResult:
 def _open_or_create(options: ExtractOptions, backbone: "Backbone", items: "list[ImageItem]") -> "EmbeddingStore":
     import hashlib
 
+    from stores.galleries.zarr_store import COMPLETE
     from stores.space import EmbeddingSpace
     from stores.store import EmbeddingStore
 
     space = EmbeddingSpace(options.space_name or backbone.name, backbone.fingerprint, backbone.dim, backbone.normalized)
-    listing = hashlib.sha256("\n".join(item.item_id for item in items).encode()).hexdigest()
+    listing = "\n".join(f"{item.item_id} {item.path.stat().st_size}" for item in items)
     extraction = {
         "backbone": options.backbone,
         "fingerprint": backbone.fingerprint,
         "items": len(items),
-        "items_sha256": listing,
+        "items_sha256": hashlib.sha256(listing.encode()).hexdigest(),  # names and sizes: changed files are noticed
         "views": options.views,
         "view_seed": options.view_seed,
         "batch_size": options.batch_size,
         "precision": options.precision,
     }
     if not (options.out / "store.json").exists():
-        provenance = {"extraction": extraction, "complete": False, "items_done": 0, "skipped": []}
+        provenance = {"extraction": extraction, COMPLETE: False, "items_done": 0, "skipped": []}
         return EmbeddingStore.create(options.out, space, provenance=provenance)
     store = EmbeddingStore.open(options.out)
     found = store.provenance.get("extraction")
@@ -140,6 +142,8 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "list[ImageItem
     import time
 
     import polars as pl
+
+    from stores.galleries.zarr_store import COMPLETE
 
     provenance = store.provenance
     # The guard's choice of precision must not depend on where an interrupted run went on: always the first items.
@@ -157,7 +161,7 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "list[ImageItem
             for view in range(options.views):
                 contents.append(_view(content, item, view, options))
                 name = f"{item.item_id}#view{view}" if view else item.item_id
-                rows.append({"item_id": name, "label": item.label, "view": view})
+                rows.append({"item_id": name, "label": item.label, "source_item": item.item_id, "view": view})
         if len(provenance["skipped"]) > options.max_bad:
             first = provenance["skipped"][0]
             raise ValueError(
@@ -170,7 +174,12 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "list[ImageItem
         if time.monotonic() - last_commit > SECONDS_PER_COMMIT:
             store.commit(provenance)
             last_commit = time.monotonic()
-    store.commit({**provenance, "complete": True})
+    if provenance["items_done"] and not len(items) > len(provenance["skipped"]):
+        first = provenance["skipped"][0]
+        raise ValueError(
+            f"none of the {len(items)} items is readable; the first is {first['item_id']}: {first['reason']}"
+        )
+    store.commit({**provenance, COMPLETE: True})
 
 
 def _read(

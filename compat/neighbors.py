@@ -12,32 +12,52 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
 
 
-def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k gallery rows of largest cosine to each query, by exact search.
+class ExactIndex:
+    """Exact search by cosine among vectors added block by block; they are kept in memory, as float32 of unit length.
 
     Args:
-        queries: Floats [q, d].
-        gallery: Floats [g, d].
-        k: Neighbours wanted; fewer come back where the gallery is smaller.
-
-    Returns:
-        Cosines, float32 [q, k], in falling order, and gallery rows, int64 [q, k].
-
-    Raises:
-        ValueError: If dimensions differ, the gallery is empty or k is not positive.
+        dim: Length of a vector.
     """
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries {list(queries.shape)} and gallery {list(gallery.shape)} need equal dimensions")
-    if not len(gallery) or k < 1:
-        raise ValueError(f"a search needs a gallery and k >= 1, found {len(gallery)} rows and k={k}")
-    import torch  # noqa: F401  before faiss: with faiss first, forked workers that search can deadlock
 
-    import faiss  # isort: skip
+    def __init__(self, dim: int) -> None:
+        import torch  # noqa: F401  before faiss: with faiss first, forked workers that search can deadlock
 
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(unit_rows(gallery))  # pyright: ignore[reportCallIssue]
-    scores, rows = index.search(unit_rows(queries), min(k, len(gallery)))  # pyright: ignore[reportCallIssue]
-    return scores, rows
+        import faiss  # isort: skip
+
+        self._index = faiss.IndexFlatIP(dim)
+
+    def __len__(self) -> int:
+        return self._index.ntotal
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Add vectors, floats [n, dim]; they get the next row numbers."""
+        self._index.add(unit_rows(vectors))  # pyright: ignore[reportCallIssue]
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k rows of largest cosine to each query.
+
+        Args:
+            queries: Floats [q, dim].
+            k: Neighbours wanted; fewer come back where there are fewer rows.
+
+        Returns:
+            Cosines, float32 [q, k], in falling order, and row numbers, int64 [q, k].
+
+        Raises:
+            ValueError: If the dimension differs, nothing was added or k is not positive.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self._index.d:
+            raise ValueError(f"queries are {list(queries.shape)}, expected [q, {self._index.d}] as the gallery has")
+        if not len(self) or k < 1:
+            raise ValueError(f"a search needs a gallery and k >= 1, found {len(self)} rows and k={k}")
+        return self._index.search(unit_rows(queries), min(k, len(self)))  # pyright: ignore[reportCallIssue]
+
+
+def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of a gallery, floats [g, d], nearest to each query, floats [q, d]; see `ExactIndex.search`."""
+    index = ExactIndex(gallery.shape[1])
+    index.add(gallery)
+    return index.search(queries, k)
 
 
 def nearest_approximate(vectors: np.ndarray, k: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,9 @@ class FitOptions:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.folds < 2:
-            raise ValueError(f"folds must be at least 2, found {self.folds}")
+        if not 2 <= self.folds <= 20:
+            raise ValueError(f"folds must be between 2 and 20, found {self.folds}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")

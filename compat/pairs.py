@@ -73,6 +73,7 @@ class Pairs:
         old_rows: int64 [n], the row of pair i in `old`.
         new_rows: int64 [n], the row of pair i in `new`.
         labels: int64 [n] identity codes, or None where the items have no labels.
+        originals: int64 [n], equal for pairs that are views of one original item, or None where each is its own.
     """
 
     old: Vectors
@@ -80,6 +81,7 @@ class Pairs:
     old_rows: np.ndarray
     new_rows: np.ndarray
     labels: np.ndarray | None = None
+    originals: np.ndarray | None = None
 
     @classmethod
     def from_arrays(
@@ -114,7 +116,8 @@ class Pairs:
     def select(self, pairs: np.ndarray) -> Pairs:
         """The pairs of the given numbers, integers [m]."""
         labels = None if self.labels is None else self.labels[pairs]
-        return Pairs(self.old, self.new, self.old_rows[pairs], self.new_rows[pairs], labels)
+        originals = None if self.originals is None else self.originals[pairs]
+        return Pairs(self.old, self.new, self.old_rows[pairs], self.new_rows[pairs], labels, originals)
 
     def spaces(self, direction: Direction) -> tuple[EmbeddingSpace, EmbeddingSpace]:
         """Source and target space of a map in this direction."""
@@ -149,9 +152,10 @@ class Pairs:
 
 
 def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
-    """Pair two stores' rows by `item_id`, in the old store's order.
+    """Pair two stores' rows by `item_id`, in the old store's order; text and integer ids are compared as text.
 
-    Labels are taken from the old store, or from the new one where the old has none; a null label leaves all without.
+    Labels (column `label`) are taken from the old store, or from the new one where the old has none; a null label is
+    an identity of its own. So is the column `source_item`, which `compat.extract` writes for augmented views.
 
     Raises:
         ValueError: If a store is empty, both are in one space, or no item is in both.
@@ -163,9 +167,7 @@ def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
         raise ValueError(
             f"both stores are in the space {old.space}: there is nothing to map; pass one store of each model"
         )
-    old_ids, new_ids = old.items["item_id"], new.items["item_id"]
-    if old_ids.dtype != new_ids.dtype:
-        raise ValueError(f"item ids are {old_ids.dtype} in {old.path} and {new_ids.dtype} in {new.path}; use one type")
+    old_ids, new_ids = of_one_type(old.items["item_id"], new.items["item_id"])
     joined = (
         pl.DataFrame({"item_id": old_ids})
         .with_row_index("old_row")
@@ -179,14 +181,23 @@ def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
         )
     old_rows = joined["old_row"].to_numpy().astype(np.int64)
     new_rows = joined["new_row"].to_numpy().astype(np.int64)
-    labels = None
-    for store, rows in ((old, old_rows), (new, new_rows)):
-        if labels is None and "label" in store.items.columns:
-            column = store.items["label"].gather(rows)
-            labels = None if column.null_count() else label_codes(column)
-    return Pairs(old, new, old_rows, new_rows, labels)
+    codes = {}
+    for name in ("label", "source_item"):
+        sides = ((old.items, old_rows), (new.items, new_rows))
+        columns = [items[name].gather(rows) for items, rows in sides if name in items.columns]
+        known = [column for column in columns if column.null_count() < len(column)]
+        codes[name] = label_codes(known[0]) if known else None
+    return Pairs(old, new, old_rows, new_rows, codes["label"], codes["source_item"])
+
+
+def of_one_type(a: pl.Series, b: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Two columns of ids or labels, both as text where one is text and the other integers, as CSV files may have it."""
+    return (a, b) if a.dtype == b.dtype else (a.cast(pl.String), b.cast(pl.String))
 
 
 def label_codes(labels: pl.Series) -> np.ndarray:
-    """Labels as int64 codes [n]; equal labels get equal codes 0, 1, ... in sorted order, and a null gets -1."""
-    return labels.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
+    """Labels as int64 codes [n]; equal labels get equal codes, in sorted order, and each null one of its own."""
+    codes = labels.rank("dense").cast(pl.Int64).fill_null(0).to_numpy(writable=True) - 1
+    missing = np.flatnonzero(labels.is_null().to_numpy())
+    codes[missing] = codes.max(initial=-1) + 1 + np.arange(len(missing))
+    return codes

@@ -42,6 +42,8 @@ def transform_file(options: TransformOptions) -> int:
     from compat.transformers.artefact import load_transformer
     from stores.galleries import open_source
 
+    if options.out.is_dir():
+        raise IsADirectoryError(f"--out {options.out} is a folder, expected the name of a .npy file to write")
     transformer = load_transformer(options.transformer)
     if options.direction is not None:
         transformer.require(options.direction, transformer.source)
@@ -57,6 +59,10 @@ def transform_file(options: TransformOptions) -> int:
     mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
     for number, batch in enumerate(progress(source.scan(BLOCK_ROWS), "mapping", total=-(-len(source) // BLOCK_ROWS))):
         start = number * BLOCK_ROWS
+        bad = np.flatnonzero(~np.isfinite(batch.vectors).all(axis=1))
+        if len(bad):
+            temporary.unlink()
+            raise ValueError(f"row {start + bad[0]} of {options.vectors} holds NaN or infinity; leave it out")
         mapped[start : start + len(batch.vectors)] = transformer.transform(batch.vectors)
     mapped.flush()
     del mapped

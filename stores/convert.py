@@ -125,11 +125,13 @@ def _provenance(source: "GallerySource", options: ConvertOptions) -> dict[str, A
     from pathlib import Path
 
     from stores.durable import sha256_of
+    from stores.galleries import digest
 
     tables = {name: path for name, path in (("ids", options.ids), ("labels", options.labels)) if path}
     return {
         "converted_from": options.source,
         "rows": len(source),
+        "source_digest": digest(options.source),
         "source_provenance": source.provenance,
         **{f"{name}_sha256": sha256_of(Path(path)) for name, path in tables.items()},
     }

@@ -12,17 +12,23 @@ from stores.chunks import DamagedStore
 from stores.commit import ItemPart
 from stores.durable import sha256_of, sync_folder, write_atomically
 
-MERGED_ROWS = 65_536
-"""A part smaller than this is merged with what is appended next, so that small appends leave no small files."""
+PART_ROWS = 65_536
+"""Rows in every part but the last, which is rewritten when rows are added: the files do not depend on the commits."""
 
 
-def write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
-    """Write the rows from number `first` on as one file."""
+def write_parts(folder: Path, items: pl.DataFrame, first: int) -> tuple[ItemPart, ...]:
+    """Write the rows from number `first` on, a multiple of `PART_ROWS`, in files of that many rows."""
+    starts = range(0, len(items), PART_ROWS)
+    parts = tuple(_write_part(folder, items[start : start + PART_ROWS], first + start) for start in starts)
+    sync_folder(folder)
+    return parts
+
+
+def _write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
     buffer = io.BytesIO()
     items.write_parquet(buffer)
     name = f"{first:012d}-{first + len(items):012d}.parquet"
     write_atomically(folder / name, [buffer.getbuffer()])
-    sync_folder(folder)
     return ItemPart(name, len(items), sha256_of(folder / name))
 
 
@@ -43,12 +49,45 @@ def read_part(folder: Path, part: ItemPart) -> pl.DataFrame:
     return items
 
 
-def checked_items(items: pl.DataFrame, like: pl.DataFrame | None, known: pl.Series) -> pl.DataFrame:
+class KnownIds:
+    """The ids of a store, as sorted 64-bit hashes: looking an appended table up in them costs no scan of them all."""
+
+    def __init__(self, ids: pl.Series) -> None:
+        self._ids = [ids] if len(ids) else []
+        self._sorted = np.sort(ids.hash().to_numpy())
+        self._recent = self._sorted[:0]
+
+    def add(self, ids: pl.Series) -> None:
+        """Take in new ids."""
+        self._ids.append(ids)
+        self._recent = np.sort(np.concatenate([self._recent, ids.hash().to_numpy()]))
+        if len(self._recent) * 8 > len(self._sorted):  # merged rarely enough to cost little per id
+            self._sorted = np.sort(np.concatenate([self._sorted, self._recent]), kind="stable")
+            self._recent = self._sorted[:0]
+
+    def among(self, ids: pl.Series) -> pl.Series:
+        """Those of the given ids that are known."""
+        hashes = ids.hash().to_numpy()
+        suspects = ids.filter(pl.Series(_contains(self._sorted, hashes) | _contains(self._recent, hashes)))
+        if not len(suspects):
+            return suspects
+        return suspects.filter(suspects.is_in(pl.concat(self._ids).implode()))  # a hash may be another id's too
+
+
+def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    places = np.searchsorted(ordered, values)
+    found = np.zeros(len(values), bool)
+    inside = places < len(ordered)
+    found[inside] = ordered[places[inside]] == values[inside]
+    return found
+
+
+def checked_items(items: pl.DataFrame, schema: pl.Schema | None, known: KnownIds) -> pl.DataFrame:
     """The table as a store keeps it, integer ids as int64.
 
     Args:
         items: Rows to append.
-        like: Rows that are already there, whose columns these must have; None for the first ones.
+        schema: Columns of the rows that are already there, which these must have; None for the first ones.
         known: Ids that are already there.
 
     Raises:
@@ -63,18 +102,16 @@ def checked_items(items: pl.DataFrame, like: pl.DataFrame | None, known: pl.Seri
     ids = items["item_id"]
     if ids.null_count():
         raise ValueError(f"{ids.null_count()} items have no item_id that fits 64 bits; every row needs one")
-    if like is not None and items.schema != like.schema:
-        raise ValueError(f"the items have the columns {_columns(items)}, the store has {_columns(like)}")
-    again = ids.filter(ids.is_duplicated())
-    if len(known):
-        again = pl.concat([again, known.filter(known.is_in(ids.implode()))])
+    if schema is not None and items.schema != schema:
+        raise ValueError(f"the items have the columns {_columns(items.schema)}, the store has {_columns(schema)}")
+    again = pl.concat([ids.filter(ids.is_duplicated()), known.among(ids)])
     if len(again):
         raise ValueError(f"item_id must be unique in a store; {again[0]!r} and {len(again) - 1} more occur again")
     return items
 
 
-def _columns(items: pl.DataFrame) -> str:
-    return ", ".join(f"{name} ({dtype})" for name, dtype in items.schema.items())
+def _columns(schema: pl.Schema) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in schema.items())
 
 
 def require_finite(items: pl.DataFrame, vectors: np.ndarray) -> None:

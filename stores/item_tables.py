@@ -10,8 +10,8 @@ import polars as pl
 
 
 def _read_csv(path: Path, separator: str = ",") -> pl.DataFrame:
-    # Every row decides a column's type, and ids are text at first: "007" is not 7.
-    ids: dict[str, Any] = {"item_id": pl.String, "query_id": pl.String}
+    # Every row decides a column's type, and what names something is text at first: "007" is not 7.
+    ids: dict[str, Any] = dict.fromkeys(("item_id", "query_id", "label"), pl.String)
     table = pl.read_csv(path, separator=separator, schema_overrides=ids, infer_schema_length=None)
     for name in ids.keys() & set(table.columns):
         numbers = table[name].cast(pl.Int64, strict=False)

@@ -11,6 +11,7 @@ Everything that `store.json` does not name is invisible, so a writer that dies l
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import polars as pl
 from stores.chunks import DamagedStore, VectorChunks
 from stores.commit import Commit
 from stores.durable import WriterLock, sync_folder
-from stores.item_parts import MERGED_ROWS, checked_items, read_part, require_finite, write_part
+from stores.item_parts import PART_ROWS, KnownIds, checked_items, read_part, require_finite, write_parts
 from stores.space import EmbeddingSpace
 from stores.stream import shuffled_rows
 
@@ -65,7 +66,8 @@ class EmbeddingStore:
         self._chunks = VectorChunks(path / "vectors", commit.space.dim, commit.chunk_rows)
         self._lock = WriterLock(path)
         self._committed_items: pl.DataFrame | None = None
-        self._known_ids: pl.Series | None = None
+        self._known_ids: KnownIds | None = None
+        self._schema: pl.Schema | None = None
         self._new_items: list[pl.DataFrame] = []
         self._tail = np.empty((0, commit.space.dim), np.float32)  # appended rows of the chunk not yet full
         self._rows_appended = commit.rows
@@ -263,14 +265,16 @@ class EmbeddingStore:
             raise ValueError(f"{len(items)} items and {len(vectors)} vectors; row i of the table must be vector i")
         if not len(vectors):
             return
-        like = self._new_items[0] if self._new_items else (self.items if len(self) else None)
-        items = checked_items(items, like, self._ids())
+        if self._known_ids is None:
+            self._known_ids = KnownIds(self.items["item_id"])
+            self._schema = self.items.schema if len(self) else None
+        items = checked_items(items, self._schema, self._known_ids)
         require_finite(items, vectors)
         self._write_rows(vectors)  # first, so that nothing is counted when the disk refuses
         self._rows_appended += len(vectors)
         self._new_items.append(items)
-        known, ids = self._ids(), items["item_id"]
-        self._known_ids = pl.concat([known, ids]) if len(known) else ids
+        self._known_ids.add(items["item_id"])
+        self._schema = items.schema
 
     def commit(self, provenance: dict[str, Any] | None = None) -> None:
         """Make everything appended so far visible and durable; with `provenance`, replace that too.
@@ -284,15 +288,15 @@ class EmbeddingStore:
         superseded: list[str] = []
         if self._new_items:
             fresh = pl.concat(self._new_items, rechunk=True)
-            if parts and parts[-1].rows < MERGED_ROWS:
+            if parts and parts[-1].rows < PART_ROWS:
                 fresh = pl.concat([read_part(self.path / "items", parts[-1]), fresh], rechunk=True)
                 superseded.append(parts[-1].name)
                 parts = parts[:-1]
             if len(self._tail):
                 self._chunks.write(self._rows_appended // self.chunk_rows, self._tail)
-            self._sync_chunks()
             self._chunks.set_rows(self._rows_appended)
-            parts = (*parts, write_part(self.path / "items", fresh, self._rows_appended - len(fresh)))
+            self._sync_chunks()
+            parts += write_parts(self.path / "items", fresh, self._rows_appended - len(fresh))
         commit = replace(
             self._commit,
             rows=self._rows_appended,
@@ -305,6 +309,15 @@ class EmbeddingStore:
             (self.path / "items" / name).unlink(missing_ok=True)
         self._new_items = []
         self._committed_items = None
+
+    def digest(self) -> str:
+        """Digest over the committed items and vectors, hexadecimal, from the checksums that the files carry."""
+        digest = hashlib.sha256("\n".join(part.sha256 for part in self._commit.parts).encode())
+        full, rest = divmod(len(self), self.chunk_rows)
+        for chunk in range(full):
+            digest.update(self._chunks.checksum(chunk))
+        digest.update(self.rows(len(self) - rest, len(self)).tobytes())  # a writer may rewrite what follows in its file
+        return digest.hexdigest()
 
     def verify(self, *, on_chunk: Callable[[int, int], None] | None = None) -> StoreCheck:
         """Read every file once and compare it with its checksum.
@@ -363,11 +376,6 @@ class EmbeddingStore:
         full = len(self) - len(self) % self.chunk_rows
         self._tail = np.array(self.rows(full, len(self))) if self._lock.held else self._tail[:0]
 
-    def _ids(self) -> pl.Series:
-        if self._known_ids is None:
-            self._known_ids = self.items["item_id"]
-        return self._known_ids
-
     def _write_rows(self, vectors: np.ndarray) -> None:
         size = self.chunk_rows
         chunk = self._rows_appended // size
@@ -382,6 +390,7 @@ class EmbeddingStore:
         for chunk in range(first, last + 1):
             sync_folder(self._chunks.path(chunk).parent)
         sync_folder(self._chunks.folder / "c")
+        sync_folder(self._chunks.folder)
 
 
 def _problem(check: Callable[[], object]) -> list[str]:

@@ -73,7 +73,7 @@ def command(module: str, *argv: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def run(module: str, *argv: object) -> subprocess.CompletedProcess[str]:

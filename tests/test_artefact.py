@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compat.options import Direction
 from compat.transformers import TRANSFORMERS
 from compat.transformers.artefact import Transformer, WrongSpace, load_transformer
 from stores.sealed import seal, unseal
@@ -20,7 +21,7 @@ TRAINING = {"options": {"seed": 3, "learning_rate": 1e-3}, "pairs": 7, "held_out
 FILES = ("card.json", "model.safetensors")
 
 
-def make(family="ridge", direction="new-to-old", source=NEW, target=OLD):
+def make(family="ridge", direction: Direction = "new-to-old", source=NEW, target=OLD):
     torch.manual_seed(0)
     network = TRANSFORMERS[family](source.dim, target.dim)
     for tensor in network.state_dict().values():
@@ -138,7 +139,7 @@ def test_a_card_that_does_not_fit_is_refused(tmp_path, changes, message):
 def test_weights_of_another_transformer_are_refused(tmp_path):
     make().save(tmp_path / "a")
     other = make()
-    other.network.affine.bias.add_(1)
+    other.network.state_dict()["affine.bias"].add_(1)
     other.save(tmp_path / "b")
     shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "a")
     with pytest.raises(ValueError, match="does not match its digest"):
@@ -167,7 +168,7 @@ def test_the_digest_covers_weights_spaces_and_direction_but_not_the_training():
     same = make()
     assert make().digest() == same.digest()
     other = make()
-    other.network.affine.weight[0, 0] += 1e-4
+    other.network.state_dict()["affine.weight"][0, 0] += 1e-4
     turned = make("ridge", "old-to-new")
     renamed = make(target=EmbeddingSpace("tiny", None, 6, True))
     assert len({t.digest() for t in (same, other, turned, renamed, make("procrustes"))}) == 5

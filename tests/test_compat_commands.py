@@ -104,10 +104,10 @@ def test_help_answers_at_once_and_imports_nothing_heavy(module):
     assert (imported.returncode, imported.stderr) == (0, "")
 
 
-def test_from_two_stores_to_a_verdict(stores, tmp_path):
+def test_from_two_stores_to_a_verdict(stores, tmp_path, here):
     out = tmp_path / "t"
     pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--out", out)
-    trained = succeed("train_transformer", *pair, "--transformer", "mlp", "--epochs", 3, "--loss.cosine-weight", 5)
+    trained = here("train_transformer", *pair, "--transformer", "mlp", "--epochs", 3, "--loss.cosine-weight", 5)
     assert [line.split()[1] for line in trained.stderr.splitlines() if line.startswith("epoch")] == ["1", "2", "3"]
     assert "warning: a plain linear map is at least as good" in trained.stderr
     assert re.fullmatch(
@@ -155,11 +155,8 @@ def test_a_killed_training_goes_on_and_ends_as_if_never_interrupted(stores, tmp_
     resumed = subprocess.run(killed, env=environment(), capture_output=True, text=True, check=True)
     epochs = [line.split()[1] for line in resumed.stderr.splitlines() if line.startswith("epoch")]
     assert epochs in (["2", "3", "4"], ["3", "4"])  # the second was told of before it was saved
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with EmbeddingStore.open(stores / "gallery") as old, EmbeddingStore.open(stores / "new_gallery") as new:
         whole = fit_transformer(join_pairs(old, new), FitOptions(transformer="msresnet", epochs=4, batch_size=32))
-    torch.set_num_threads(threads)
     assert load_transformer(tmp_path / "killed").digest() == whole.digest()
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["card.json", "model.safetensors"]
 
@@ -283,7 +280,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistaken, line, message):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("number", [1, 35])
+@pytest.mark.parametrize("number", [1])
 def test_a_mistake_in_a_process_of_its_own_is_the_same(stores, tmp_path, mistaken, number):
     line, message = MISTAKES[number]
     argv = [re.sub("^S", str(stores), re.sub("^O$", str(tmp_path / "out"), word)) for word in line.split()]
@@ -365,10 +362,7 @@ def test_a_killed_extraction_goes_on_and_ends_as_if_never_interrupted(faces, mod
     resumed = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=True)
     assert "96 embeddings of tiny" in resumed.stdout
     assert f"({left} of them from an earlier run)" in resumed.stdout
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     here("extract", *words, "--out", tmp_path / "whole")
-    torch.set_num_threads(threads)
     assert files(path) == files(tmp_path / "whole")
 
 

@@ -35,14 +35,6 @@ def pairs(world):
     return pairs_of(world)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums split over threads round differently
-    yield
-    torch.set_num_threads(before)
-
-
 def agreement(transformer, world):
     """Mean cosine between mapped and wanted vectors."""
     source, target = (world.new, world.old) if transformer.direction == "new-to-old" else (world.old, world.new)
@@ -283,7 +275,7 @@ def test_a_network_that_is_better_than_a_line_is_not_reproached():
 def test_weights_of_the_loss_matter_except_on_unit_vectors(world):
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (world.old, world.new)]
     normal = [replace_normalized(name, side.shape[1]) for name, side in zip(("old", "new"), unit, strict=True)]
-    flat = Pairs.from_arrays(*unit, world.labels, old_space=normal[0], new_space=normal[1])
+    flat = Pairs.from_arrays(unit[0], unit[1], world.labels, old_space=normal[0], new_space=normal[1])
     notes = fit_transformer(flat, replace(QUICK, epochs=1)).training["notes"]
     assert any("the cosine and the squared distance are one loss" in note for note in notes)
     lengths = {}
@@ -305,7 +297,9 @@ def replace_normalized(name, dim):
     [
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"folds": 1}, "folds must be at least 2"),
+        ({"folds": 1}, "folds must be between 2 and 20"),
+        ({"folds": 100_000}, "folds must be between 2 and 20"),
+        ({"seed": -1}, "seed must not be negative"),
         ({"learning_rate": 0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import plant
 
-from compat.options import InterpolationOptions
+from compat.options import Direction, InterpolationOptions
 from compat.pairs import Pairs
 from compat.training.interpolation import NO_SAMPLES, TrainingRows, plan_synthetic
 
@@ -24,7 +24,7 @@ def of_sizes(sizes, dim=4, seed=0):
     return Pairs.from_arrays(new[:, : dim - 1].copy(), new, labels)
 
 
-def plan(pairs, direction="new-to-old", seed=0, **options):
+def plan(pairs, direction: Direction = "new-to-old", seed=0, **options):
     return plan_synthetic(pairs, InterpolationOptions(**options), direction, seed=seed)
 
 

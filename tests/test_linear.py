@@ -148,6 +148,14 @@ def test_where_only_the_mean_is_known_ridge_maps_everything_to_it():
         assert not weight_of(linear).any()
 
 
+def test_where_only_the_mean_is_known_procrustes_keeps_the_scale():
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        source, target = np.tile(generator.normal(size=(1, 8)), (1000, 1)), generator.normal(size=(1000, 8))
+        weight = weight_of(fit_procrustes(moments_of(source, target)))
+        np.testing.assert_allclose(weight.T @ weight, np.eye(8), atol=1e-5)
+
+
 def test_no_pairs_are_refused():
     with pytest.raises(ValueError, match="cannot be fitted to 0 pairs"):
         fit_procrustes(Moments.zero(3, 3))

@@ -11,13 +11,14 @@ import faiss
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from planted import command, environment, open_store, plant, run, space, write_store
+from torch import nn
 
 from compat.migration.bridged import BridgedGallery
 from compat.migration.run import migrate_gallery
 from compat.migration.verify import verify_migration
 from compat.neighbors import unit_rows
+from compat.options import Direction
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.linear import LinearMap
 from stores.convert import ConvertOptions, convert
@@ -28,7 +29,7 @@ from stores.store import EmbeddingStore
 OLD, NEW = space("old", 8), space("new", 12)
 
 
-def turned(direction="old-to-new", seed=0):
+def turned(direction: Direction = "old-to-new", seed=0):
     """A map that turns the old space into twelve dimensions, or back."""
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(12, 12)))[0][:8]
     if direction == "old-to-new":
@@ -157,6 +158,28 @@ def test_a_copy_that_does_not_match_is_found_out(gallery):
             verify_migration(source, turned(), target(name, changed, rows))
 
 
+class Recorder(nn.Module):
+    """The identity, which keeps what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[float] = []
+
+    def forward(self, vectors):
+        self.seen += vectors[:, 0].tolist()
+        return vectors
+
+
+def test_the_sample_that_is_recomputed_is_spread_evenly_over_all_rows(tmp_path):
+    rows = np.repeat(np.arange(1, 10_001, dtype=np.float32)[:, None], 8, axis=1)
+    write_store(tmp_path / "old", rows, ids=range(10_000), chunk_rows=4096)
+    source = open_source(str(tmp_path / "old"))
+    recorder = Recorder()
+    check = verify_migration(source, Transformer("identity", "old-to-new", OLD, OLD, recorder), source, sample=700)
+    assert recorder.seen == list(range(1, 10_001, 14))
+    assert (check.rows, check.sampled) == (10_000, 715)
+
+
 @pytest.mark.parametrize("target", ["new", pytest.param("new.faiss", marks=pytest.mark.slow)])
 def test_killed_on_its_way_it_ends_as_if_never_interrupted(tmp_path, target):
     generator = np.random.default_rng(0)
@@ -179,10 +202,7 @@ def test_killed_on_its_way_it_ends_as_if_never_interrupted(tmp_path, target):
     resumed = run("compat.migrate", *words, "--target", path)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert f"{rows} vectors ({left} of them from an earlier run)" in resumed.stdout
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the commands; sums split over threads round differently
     migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "whole" / target), batch_rows=128)
-    torch.set_num_threads(threads)
     assert contents(path) == contents(tmp_path / "whole" / target)
 
 
@@ -207,7 +227,7 @@ def test_a_bridged_gallery_finds_the_right_items_through_a_map_and_after_migrati
         found = searched.search(queries, k=3, space=NEW)
         assert found.item_ids == expected
         np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :3], atol=1e-5)
-    assert [len(row) for row in bridged.search(queries[:2], k=99).item_ids] == [60, 60]
+    assert [len(row) for row in bridged.search(queries[:2], k=99, space=NEW).item_ids] == [60, 60]
 
 
 def test_a_bridged_gallery_refuses_the_wrong_space(tmp_path):
@@ -220,12 +240,12 @@ def test_a_bridged_gallery_refuses_the_wrong_space(tmp_path):
     with pytest.raises(WrongSpace, match=r"the queries are in old \(8-D\), expected new \(12-D\); map them first"):
         bridged.search(np.ones((1, 8)), space=OLD)
     with pytest.raises(ValueError, match=r"shape \[1, 8\], expected \[n, 12\]"):
-        bridged.search(np.ones((1, 8)))
-    with pytest.raises(ValueError, match="need equal dimensions"):
-        BridgedGallery(gallery).search(np.ones((1, 12)))
+        bridged.search(np.ones((1, 8)), space=NEW)
+    with pytest.raises(ValueError, match=r"queries are \[1, 12\], expected \[q, 8\]"):
+        BridgedGallery(gallery).search(np.ones((1, 12)), space=OLD)
     EmbeddingStore.create(tmp_path / "empty", EmbeddingSpace("old", None, 8, False)).close()
     with pytest.raises(ValueError, match="needs a gallery"):
-        BridgedGallery(EmbeddingStore.open(tmp_path / "empty")).search(np.ones((1, 8)))
+        BridgedGallery(EmbeddingStore.open(tmp_path / "empty")).search(np.ones((1, 8)), space=OLD)
 
 
 def test_integer_ids_stay_integers(tmp_path):
@@ -233,6 +253,6 @@ def test_integer_ids_stay_integers(tmp_path):
     migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new.faiss"))
     assert next(open_source(str(tmp_path / "new.faiss")).scan(8)).items["item_id"].dtype == pl.Int64
     found = BridgedGallery(EmbeddingStore.open(tmp_path / "old"), turned("new-to-old")).search(
-        turned().transform(np.eye(8)), k=1
+        turned().transform(np.eye(8)), k=1, space=NEW
     )
     assert found.item_ids == [[row] for row in range(100, 108)]

@@ -49,8 +49,8 @@ def test_unit_rows_leave_what_they_are_given_alone():
 @pytest.mark.parametrize(
     ("queries", "gallery", "k", "message"),
     [
-        (np.ones((2, 3)), np.ones((2, 4)), 1, r"queries \[2, 3\] and gallery \[2, 4\] need equal dimensions"),
-        (np.ones(3), np.ones((2, 3)), 1, r"queries \[3\]"),
+        (np.ones((2, 3)), np.ones((2, 4)), 1, r"queries are \[2, 3\], expected \[q, 4\]"),
+        (np.ones(3), np.ones((2, 3)), 1, r"queries are \[3\], expected \[q, 3\]"),
         (np.ones((2, 3)), np.ones((0, 3)), 1, "found 0 rows and k=1"),
         (np.ones((2, 3)), np.ones((2, 3)), 0, "found 2 rows and k=0"),
     ],

@@ -69,6 +69,7 @@ def test_msresnet_trains_even_on_a_batch_of_one(dim):
     network = MSResNet(dim, 3).train()
     before = copy.deepcopy(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    loss = torch.zeros(())
     for _ in range(3):
         loss = (network(torch.randn(1, dim)) - 5).square().sum()
         optimizer.zero_grad()

@@ -1,5 +1,7 @@
 """Judging a map on pairs it was not fitted to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from planted import plant
 
 from compat.pairs import Pairs
+from compat.training.fit import fit_transformer
 from compat.training.selection import HeldOutRetrieval, HeldOutScore, average, identity_folds
 
 
@@ -69,8 +72,24 @@ def test_labels_that_hardly_repeat_give_way_to_items():
     world = plant(identities=10, samples=4)
     labels = np.where(np.arange(40) < 15, 0, np.arange(40))  # 15 of one person, 25 strangers
     pairs = Pairs.from_arrays(world.old, world.new, labels)
-    assert HeldOutRetrieval(pairs, np.arange(40), "new-to-old", seed=0).kind == "item"
-    assert HeldOutRetrieval(pairs, np.arange(20), "new-to-old", seed=0).kind == "label"
+    for held_out in (np.arange(40), np.arange(20)):  # every fold is judged alike
+        assert HeldOutRetrieval(pairs, held_out, "new-to-old", seed=0).kind == "item"
+    repeating = Pairs.from_arrays(world.old, world.new, np.where(np.arange(40) < 20, 0, np.arange(40)))
+    assert HeldOutRetrieval(repeating, np.arange(30, 40), "new-to-old", seed=0).kind == "label"
+
+
+def test_another_view_of_the_same_original_is_no_find():
+    world = plant(identities=10, samples=4)
+    views = np.repeat(np.arange(40), 3)  # each photograph three times, exactly alike
+    repeated = Pairs.from_arrays(world.old[views], world.new[views], world.labels[views])
+    repeated = replace(repeated, originals=views)
+    single = Pairs.from_arrays(world.old, world.new, world.labels)
+    identity = HeldOutRetrieval(repeated, np.arange(120), "new-to-old", seed=0)
+    transform = fit_transformer(single).transform
+    assert identity.score(transform) == HeldOutRetrieval(single, np.arange(40), "new-to-old", seed=0).score(transform)
+    unlabelled = replace(repeated, labels=None)
+    folds = identity_folds(unlabelled, 5, seed=0)
+    assert all(len(set(folds[views == view])) == 1 for view in range(40))
 
 
 def test_large_sets_are_sampled_with_every_query_in_the_gallery(monkeypatch):

@@ -11,14 +11,16 @@ from planted import open_store, plant, space
 from compat.evaluation.compatibility import evaluate
 from compat.evaluation.verdict import FEWEST_GROUPS, Evidence, decide
 from compat.metrics.intervals import Interval
-from compat.options import FitOptions
+from compat.options import Direction, FitOptions
 from compat.pairs import Pairs
 from compat.training.fit import fit_transformer
 from compat.transformers.artefact import Transformer
 from compat.transformers.linear import LinearMap
 
 
-def evidence(*, old=0.9, new=0.95, bridge=0.9, spread=0.005, direction="new-to-old", groups=500, **changes):
+def evidence(
+    *, old=0.9, new=0.95, bridge=0.9, spread=0.005, direction: Direction | None = "new-to-old", groups=500, **changes
+):
     """What is measured when all settings are there, every interval `spread` to either side."""
 
     def around(value):
@@ -50,7 +52,11 @@ def evidence(*, old=0.9, new=0.95, bridge=0.9, spread=0.005, direction="new-to-o
         (evidence(bridge=0.81, spread=0.02), "not_enough_evidence", "spans the limit of 90%"),
         (evidence(groups=FEWEST_GROUPS - 1), "not_enough_evidence", "Only 9 independent"),
         (evidence(transformed=None), "not_enough_evidence", "pass --transformer"),
-        (evidence(old_to_old=None), "not_enough_evidence", "pass --old-queries"),
+        (
+            evidence(old_to_old=None),
+            "not_enough_evidence",
+            "evaluate the old gallery with --transformer and --old-queries",
+        ),
         (evidence(old=0.0, bridge=0.5), "not_enough_evidence", "unknown or zero"),
         (evidence(new_to_new=None, model_gain=None), "bridge_queries", "serve"),
         (evidence(new=0.895, bridge=0.92, spread=0.02), "bridge_queries", "serve"),  # not surely worse
@@ -106,9 +112,10 @@ def judged(stores, transformer):
     return evaluate(**stores[0], transformer=transformer)
 
 
-def linear_map(weight, bias=0.0, direction="new-to-old"):
-    spaces = (space("new", 16), space("old", 16))[:: 1 if direction == "new-to-old" else -1]
-    return Transformer("ridge", direction, *spaces, LinearMap.from_arrays(weight, np.zeros(16) + bias))
+def linear_map(weight, bias=0.0, direction: Direction = "new-to-old"):
+    new, old = space("new", 16), space("old", 16)
+    source, target = (new, old) if direction == "new-to-old" else (old, new)
+    return Transformer("ridge", direction, source, target, LinearMap.from_arrays(weight, np.zeros(16) + bias))
 
 
 def fitted(stores, shuffle=None, **options):

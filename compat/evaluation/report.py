@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compat.evaluation.compatibility import REPORT_VERSION
 from compat.evaluation.figures import curve, interval_chart
+from compat.evaluation.record import REPORT_VERSION
 from compat.evaluation.table import COLUMNS, format_table, is_number, print_table, report_rows, row_reasons
 from compat.metrics.intervals import LEVEL, RESAMPLES
 from stores.durable import write_atomically

@@ -13,7 +13,7 @@ Decision = Literal[
 ]
 
 TOLERATED_LOSS = 0.02
-"""A bridge may cost this much recall@1, for sure, and still count as keeping the old system's accuracy."""
+"""A bridge whose interval reaches no further below old-to-old recall@1 counts as keeping its accuracy."""
 RETENTION_FLOOR = 0.90
 """Below this share of the old system's recall@1 a bridge is not worth serving, even while one re-embeds."""
 FEWEST_GROUPS = 10
@@ -66,7 +66,8 @@ def decide(evidence: Evidence) -> Verdict:
         return Verdict(
             "not_enough_evidence",
             f"The bridge finds the right item first for {_percent(e.transformed)} of queries, but the old system's own "
-            "accuracy is unknown or zero; pass --old-queries, the same queries through the old model.",
+            "accuracy is unknown or zero; evaluate the old gallery with --transformer and --old-queries, the same "
+            "queries through the old model.",
         )
     if e.groups < FEWEST_GROUPS:
         return Verdict(

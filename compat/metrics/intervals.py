@@ -65,16 +65,37 @@ def interval(value: float, means: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def proportion_interval(value: float, means: np.ndarray, groups: int) -> Interval:
+def proportion_interval(value: float, means: np.ndarray, groups: int, queries: int) -> Interval:
     """Like `interval` for a mean of values between 0 and 1, kept from collapsing to a point at 0 and at 1.
 
-    Where every group agrees, no draw differs from another; the exact binomial bound for that many agreeing groups is
-    used instead, low = (tail)^(1/groups) at 1. Source: Clopper and Pearson, Biometrika 26 (1934).
+    Where every query agrees, no draw differs from another. As many as 1 - tail^(1/groups) of the groups might still
+    hold a query that does not (the exact binomial bound for that many agreeing groups), and such a group is counted
+    with one of its queries. Source: Clopper and Pearson, Biometrika 26 (1934).
     """
     found = interval(value, means)
-    tail = (1 - LEVEL) / 2
+    slack = _unseen(groups, queries)
     if value >= 1:
-        return Interval(found.value, min(found.low, tail ** (1 / groups)), 1.0)
+        return Interval(found.value, min(found.low, 1.0 - slack), 1.0)
     if value <= 0:
-        return Interval(found.value, 0.0, max(found.high, 1 - tail ** (1 / groups)))
+        return Interval(found.value, 0.0, max(found.high, slack))
     return found
+
+
+def paired_slack(difference: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """How far a mean difference may lie below and above its measured value although no group of queries shows it.
+
+    A bootstrap cannot draw a loss that it never saw: where no group loses, up to 1 - tail^(1/groups) of them might, and
+    likewise for gains; see `proportion_interval`.
+
+    Args:
+        difference: One setting's measure minus another's, floats [q].
+        groups: Codes 0..g-1 of queries that are drawn together, int64 [q].
+    """
+    sums = np.bincount(groups, difference)
+    slack = _unseen(len(sums), len(groups))
+    return (0.0 if (sums < 0).any() else slack), (0.0 if (sums > 0).any() else slack)
+
+
+def _unseen(groups: int, queries: int) -> float:
+    tail = (1 - LEVEL) / 2
+    return (1 - tail ** (1 / groups)) * groups / queries

@@ -93,6 +93,11 @@ class Relevance:
         bounds = np.searchsorted(pairs[:, 0], np.arange(queries + 1))
         return cls(pairs[:, 1], bounds, np.full(queries, -1))
 
+    def moved(self, rows: np.ndarray) -> Relevance:
+        """The same relevance in a gallery that holds row i of this one as its row rows[i], int64 [g]."""
+        excluded = np.where(self.excluded >= 0, rows[np.maximum(self.excluded, 0)], -1)
+        return Relevance(rows[self.rows], self.offsets, excluded)
+
     @classmethod
     def _of(cls, rows: list[np.ndarray], excluded: np.ndarray) -> Relevance:
         offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compat.migration.verify import MigrationCheck, verify_migration
 from compat.transformers.artefact import Transformer
-from stores.galleries import locate, open_source, open_target
+from stores.galleries import digest, locate, open_source, open_target
 from stores.galleries.gallery import GallerySource
 
 BATCH_ROWS = 4096
@@ -58,6 +58,7 @@ def migrate_gallery(
     provenance = {
         "migrated_from": source,
         "source_rows": len(gallery),
+        "source_digest": digest(source),
         "source_space": transformer.source.to_dict(),
         "transformer": {"family": transformer.family, "digest": transformer.digest()},
     }

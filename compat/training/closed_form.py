@@ -1,6 +1,6 @@
 """Fitting the maps that have a closed form, in one pass over the pairs, with cross-validation for free.
 
-Sums over disjoint folds add up, so leaving a fold out is a subtraction: one pass serves every fold and strength.
+Sums over disjoint folds add up, so what is fitted without a fold is a sum over the others: no pair is read again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from compat.pairs import BLOCK_ROWS, Pairs
 from compat.training.selection import HeldOutRetrieval, HeldOutScore, Map, average, identity_folds
 from compat.transformers.linear import IdentityMap, Moments, RidgePath, fit_procrustes, total
 
+ONLY_FOLD_STRENGTH = 1.0
+"""Strength where nothing can be held out to choose it by: as much penalty as the mean variance."""
 RIDGE_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -49,7 +51,8 @@ def fit_closed_form(pairs: Pairs, options: FitOptions) -> Fitted:
         for fold in range(len(moments))
     ]
     if len(moments) < 2:
-        return Fitted(_solver(options, 1.0)(moments[0]), None, {"strength": 1.0})
+        facts = {"strength": ONLY_FOLD_STRENGTH} if options.transformer == "ridge" else {}
+        return Fitted(_solver(options, ONLY_FOLD_STRENGTH)(moments[0]), None, facts)
     rests = [total(moments[:fold] + moments[fold + 1 :]) for fold in range(len(moments))]
     if options.transformer != "ridge":
         solve = _solver(options, 0.0)

@@ -41,8 +41,12 @@ class HeldOutScore:
 
 
 def identity_folds(pairs: Pairs, folds: int, *, seed: int) -> np.ndarray:
-    """A fold number for each pair, int64 [n]; all pairs of one label share a fold. Fewer folds for fewer groups."""
-    groups = np.arange(len(pairs)) if pairs.labels is None else np.unique(pairs.labels, return_inverse=True)[1]
+    """A fold number for each pair, int64 [n]; pairs of one label, or of one original item, share a fold.
+
+    There are fewer folds where there are fewer such groups.
+    """
+    kept_together = pairs.labels if pairs.labels is not None else pairs.originals
+    groups = np.arange(len(pairs)) if kept_together is None else np.unique(kept_together, return_inverse=True)[1]
     count = groups.max() + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[groups]
@@ -50,6 +54,8 @@ def identity_folds(pairs: Pairs, folds: int, *, seed: int) -> np.ndarray:
 
 class HeldOutRetrieval:
     """Scores maps on the held-out pairs: queries go through the map, or the gallery does, as the direction says.
+
+    Of the views of one original item only the first takes part: finding another view of itself would prove nothing.
 
     Args:
         pairs: All pairs.
@@ -61,8 +67,11 @@ class HeldOutRetrieval:
 
     def __init__(self, pairs: Pairs, held_out: np.ndarray, direction: Direction, *, seed: int) -> None:
         generator = np.random.default_rng(seed)
-        chosen = np.sort(generator.permutation(held_out)[:MOST_QUERIES])
-        others = np.setdiff1d(np.arange(len(pairs)), chosen, assume_unique=True)
+        firsts = np.arange(len(pairs))
+        if pairs.originals is not None:
+            firsts = np.unique(pairs.originals, return_index=True)[1]
+        chosen = np.sort(generator.permutation(np.intersect1d(held_out, firsts))[:MOST_QUERIES])
+        others = np.setdiff1d(firsts, chosen)
         others = np.sort(generator.permutation(others)[: max(0, MOST_DISTRACTORS - len(chosen))])
         gallery = np.concatenate([chosen, others])
         own = np.arange(len(chosen))
@@ -71,10 +80,11 @@ class HeldOutRetrieval:
         self._gallery = pairs.take(gallery, "new-to-old")[1]
         self._relevance, self.kind = Relevance.by_item(own), "item"
         if pairs.labels is not None:
-            by_label = Relevance.by_label(pairs.labels[chosen], pairs.labels[gallery], own)
-            # Labels that hardly repeat would leave almost no query to ask.
-            if np.mean(by_label.counts > 0) >= 0.5:
-                self._relevance, self.kind = by_label, "label"
+            # Labels that hardly repeat would leave almost no query to ask. Every fold must answer this alike.
+            repeats = np.bincount(np.unique(pairs.labels[firsts], return_inverse=True)[1])
+            if repeats[repeats > 1].sum() >= len(firsts) / 2:
+                self.kind = "label"
+                self._relevance = Relevance.by_label(pairs.labels[chosen], pairs.labels[gallery], own)
 
     def score(self, transform: Map) -> HeldOutScore:
         """Retrieval through a map of float32 [n, d_source] to [n, d_target]."""
@@ -90,8 +100,8 @@ class HeldOutRetrieval:
             relevance=self.kind,
             queries=int(asked.sum()),
             gallery=len(gallery),
-            recall_at_1=float(scores.recall_at_1[asked].mean()),
-            mean_reciprocal_rank=float(scores.reciprocal_rank[asked].mean()),
+            recall_at_1=float(scores.recall_at_1[asked].mean()) if asked.any() else 0.0,
+            mean_reciprocal_rank=float(scores.reciprocal_rank[asked].mean()) if asked.any() else 0.0,
         )
 
 

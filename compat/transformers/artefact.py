@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from backbones.checkpoint import read_tensors, tensor_digest, write_tensors
+from compat.neighbors import unit_rows
 from compat.options import Direction
 from compat.transformers import TRANSFORMERS, known_family
 from stores.durable import sync_folder, write_atomically
@@ -47,7 +48,7 @@ class Transformer:
     training: dict[str, Any] = field(default_factory=dict)
 
     def transform(self, vectors: np.ndarray) -> np.ndarray:
-        """Map vectors [n, source.dim] of any float type to float32 [n, target.dim].
+        """Map vectors [n, source.dim] of any float type to float32 [n, target.dim], of unit length where the target is.
 
         Raises:
             ValueError: If the dimension is not the source's.
@@ -63,7 +64,7 @@ class Transformer:
             for start in range(0, len(vectors), APPLY_ROWS):
                 block = np.array(vectors[start : start + APPLY_ROWS], dtype=np.float32, order="C")
                 out[start : start + APPLY_ROWS] = self.network(torch.from_numpy(block)).numpy()
-        return out
+        return unit_rows(out) if self.target.normalized else out
 
     def require(self, direction: Direction, source: EmbeddingSpace, target: EmbeddingSpace | None = None) -> None:
         """Make sure that this transformer maps these spaces in this direction.

@@ -16,7 +16,7 @@ from torch import nn
 from compat.neighbors import unit_rows
 
 NO_VARIANCE = 1e-4
-"""Variance of unit vectors, summed over dimensions, below which there is little but the rounding of float32 products."""
+"""Variance of unit vectors, summed over dimensions, below which there is little but float32 rounding."""
 
 
 class IdentityMap(nn.Module):

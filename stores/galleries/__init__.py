@@ -8,17 +8,19 @@ of `GalleryEngine`, and one line here.
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import polars as pl
 
+from stores.durable import sha256_of
 from stores.galleries import faiss_index, npy, parquet, zarr_store
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
 from stores.space import EmbeddingSpace
+from stores.store import EmbeddingStore
 
-__all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "locate", "open_source", "open_target"]
+__all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "digest", "locate", "open_source", "open_target"]
 
 GALLERIES: dict[str, GalleryEngine] = {
     "zarr": zarr_store,
@@ -74,6 +76,17 @@ def open_source(
     if space is None and items is None and labels is None:
         return source
     return AnnotatedSource(source, space=space, items=items, labels=labels)
+
+
+def digest(uri: str) -> str:
+    """Digest over the vectors and ids of a gallery, hexadecimal: whether it is still what it was.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If the scheme is unknown.
+    """
+    path = Path(locate(uri)[1])
+    return EmbeddingStore.open(path).digest() if path.is_dir() else sha256_of(path)
 
 
 def open_target(uri: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> GalleryTarget:
