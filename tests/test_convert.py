@@ -138,8 +138,18 @@ def test_an_empty_array():
 def test_a_changed_source_is_not_mixed_with_what_was_copied():
     convert(ConvertOptions("old.npy", "out", space_name="r50"))
     np.save("old.npy", np.ones((ROWS + 1, DIM)))
-    with pytest.raises(FileExistsError, match="rows differ"):
+    with pytest.raises(FileExistsError, match="rows, source_digest differ"):
         convert(ConvertOptions("old.npy", "out", space_name="r50", normalized="no"))
+    np.save("old.npy", np.ones((ROWS, DIM)))
+    with pytest.raises(FileExistsError, match=r"\(source_digest differ\)"):
+        convert(ConvertOptions("old.npy", "out", space_name="r50", normalized="no"))
+
+
+def test_labels_of_a_csv_keep_their_zeros():
+    np.save("three.npy", np.ones((3, 2)))
+    Path("ids.csv").write_text("item_id,label\na,01\nb,1\nc,001\n")
+    convert(ConvertOptions("three.npy", "out", ids="ids.csv", space_name="r50"))
+    assert EmbeddingStore.open("out").items["label"].to_list() == ["01", "1", "001"]
 
 
 def spoil():

@@ -1,6 +1,7 @@
 """Galleries rewritten into the new model's space, in place of or beside a search through a map."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -22,7 +23,7 @@ from compat.options import Direction
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.linear import LinearMap
 from stores.convert import ConvertOptions, convert
-from stores.galleries import open_source
+from stores.galleries import digest, open_source
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
@@ -75,6 +76,7 @@ def test_every_kind_of_gallery_becomes_every_other(gallery, source, target):
     assert written.provenance == {
         "migrated_from": str(gallery / source),
         "source_rows": 200,
+        "source_digest": digest(str(gallery / source)),
         "source_space": OLD.to_dict(),
         "transformer": {"family": "procrustes", "digest": turned().digest()},
     }
@@ -256,3 +258,21 @@ def test_integer_ids_stay_integers(tmp_path):
         turned().transform(np.eye(8)), k=1, space=NEW
     )
     assert found.item_ids == [[row] for row in range(100, 108)]
+
+
+def test_a_space_of_unit_vectors_gets_unit_vectors(tmp_path):
+    unit = EmbeddingSpace("unit", None, 12, True)
+    write_store(tmp_path / "old", np.random.default_rng(0).normal(size=(20, 8)))
+    migrate_gallery(str(tmp_path / "old"), replace(turned(), target=unit), str(tmp_path / "new"))
+    migrated = EmbeddingStore.open(tmp_path / "new")
+    assert migrated.space == unit
+    np.testing.assert_allclose(np.linalg.norm(migrated.rows(0, 20), axis=1), 1, atol=1e-6)
+
+
+def test_a_source_that_changed_is_not_gone_on_with(tmp_path):
+    write_store(tmp_path / "old", np.eye(8))
+    migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    shutil.rmtree(tmp_path / "old")
+    write_store(tmp_path / "old", np.eye(8)[::-1])
+    with pytest.raises(FileExistsError, match=r"another origin \(source_digest differ\)"):
+        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))

@@ -99,9 +99,7 @@ def labels_of(folder, old_labels, new_labels, ids=("a", "b", "c")):
         (None, None, None),
     ],
 )
-def test_labels_come_from_either_side_and_an_unknown_one_is_an_identity_of_its_own(
-    tmp_path, old_labels, new_labels, expected
-):
+def test_labels_come_from_either_side_and_unknown_ones_stand_alone(tmp_path, old_labels, new_labels, expected):
     assert labels_of(tmp_path, old_labels, new_labels) == expected
 
 

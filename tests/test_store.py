@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from stores.durable import StoreLocked
+from stores.item_parts import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
@@ -284,3 +285,46 @@ TestStoreMachine.settings = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_item_files_do_not_depend_on_when_commits_happened(tmp_path, monkeypatch):
+    monkeypatch.setattr("stores.item_parts.PART_ROWS", 20)
+    monkeypatch.setattr("stores.store.PART_ROWS", 20)
+    names = []
+    for number, step in enumerate((50, 7, 20)):
+        path = tmp_path / f"store{number}"
+        assert_holds(filled(path, 50, step=step), 50)
+        names.append({part.name: part.read_bytes() for part in (path / "items").iterdir()})
+    assert sorted(names[0]) == [f"{a:012d}-{b:012d}.parquet" for a, b in ((0, 20), (20, 40), (40, 50))]
+    assert names[0] == names[1] == names[2]
+
+
+def test_ids_are_known_however_they_came_in(tmp_path):
+    known = KnownIds(pl.Series(["a", "b"]))
+    for start in range(0, 400, 10):
+        known.add(pl.Series([f"i{number}" for number in range(start, start + 10)]))
+    asked = pl.Series(["b", "c", "i0", "i399", "i400"])
+    assert known.among(asked).to_list() == ["b", "i0", "i399"]
+    assert KnownIds(pl.Series([], dtype=pl.String)).among(asked).to_list() == []
+
+
+def test_the_digest_is_of_what_is_committed(tmp_path):
+    store = filled(tmp_path / "store", 40)
+    before = store.digest()
+    assert filled(tmp_path / "again", 40, step=7).digest() == before
+    with store:
+        store.append(*rows(40, 45))
+        assert store.digest() == before
+        store.commit()
+        assert store.digest() != before
+    items, vectors = rows(0, 40)
+    with EmbeddingStore.create(tmp_path / "other", SPACE, chunk_rows=16) as other:
+        other.append(items, np.where(np.arange(40)[:, None] == 3, vectors + 1, vectors))
+        other.commit()
+        assert other.digest() != before
+
+
+def test_attributes_that_somebody_adds_change_nothing(tmp_path):
+    filled(tmp_path / "store", 20).close()
+    zarr.open_array(str(tmp_path / "store" / "vectors")).attrs["note"] = "looked at"
+    assert_holds(EmbeddingStore.open(tmp_path / "store"), 20)

@@ -100,7 +100,7 @@ def row_reasons(report: Mapping[str, Any]) -> list[str]:
 
 
 def format_table(report: Mapping[str, Any], *, width: int = WIDTH) -> str:
-    """The report for a terminal, plain text without colour: the table, what is missing and why, the verdict."""
+    """The report for a terminal, plain text without colour: the table, what is missing and why, notes, the verdict."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -119,7 +119,7 @@ def format_table(report: Mapping[str, Any], *, width: int = WIDTH) -> str:
     page = StringIO()
     Console(file=page, width=width, color_system=None, force_terminal=False).print(table)
     lines = [line.rstrip() for line in page.getvalue().splitlines()]
-    if reasons := row_reasons(report):
+    if reasons := [*row_reasons(report), *map(str, report.get("notes") or [])]:
         lines += ["", *(_wrapped(f"- {reason}", width, indent="  ") for reason in reasons)]
     decision = str(report["verdict"]["decision"]).replace("_", " ")
     lines += ["", _wrapped(f"Verdict: {decision}. {report['verdict']['reason']}", width)]
