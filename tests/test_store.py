@@ -328,3 +328,11 @@ def test_attributes_that_somebody_adds_change_nothing(tmp_path):
     filled(tmp_path / "store", 20).close()
     zarr.open_array(str(tmp_path / "store" / "vectors")).attrs["note"] = "looked at"
     assert_holds(EmbeddingStore.open(tmp_path / "store"), 20)
+
+
+def test_tensorstore_reads_the_vectors(tmp_path):
+    import tensorstore
+
+    store = filled(tmp_path / "store", 50)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "store" / "vectors")}}
+    np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), store.rows(0, 50))
