@@ -37,7 +37,8 @@ class LinearMap(nn.Module):
 
     def __init__(self, source_dim: int, target_dim: int) -> None:
         super().__init__()
-        self.affine = nn.Linear(source_dim, target_dim).requires_grad_(False)
+        # Always filled by `from_arrays` or a state dict: initialising would only move the random state of the caller.
+        self.affine = nn.Linear(source_dim, target_dim, device="meta").to_empty(device="cpu").requires_grad_(False)
 
     @classmethod
     def from_arrays(cls, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
