@@ -35,8 +35,8 @@ SPLIT_PARTS = ("train", "gallery", "queries")
 class DemoOptions:
     """How large the demo is.
 
-    The old network is trained for fewer epochs than the new one. `benchmarks/tune_demo.py` shows, among the training people
-    alone, that this makes it the weaker of the two.
+    The old network is trained for fewer epochs than the new one; `benchmarks/tune_demo.py` compares the two among the
+    training people alone.
 
     Attributes:
         out: Folder for everything the demo makes.
