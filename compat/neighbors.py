@@ -44,12 +44,15 @@ class ExactIndex:
             Cosines, float32 [q, k], in falling order, and row numbers, int64 [q, k].
 
         Raises:
-            ValueError: If the dimension differs, nothing was added or k is not positive.
+            ValueError: If the dimension differs, a query holds NaN, nothing was added or k is not positive.
         """
         if queries.ndim != 2 or queries.shape[1] != self._index.d:
             raise ValueError(f"queries are {list(queries.shape)}, expected [q, {self._index.d}] as the gallery has")
         if not len(self) or k < 1:
             raise ValueError(f"a search needs a gallery and k >= 1, found {len(self)} rows and k={k}")
+        bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+        if len(bad):
+            raise ValueError(f"query row {bad[0]} holds NaN or infinity; leave it out")
         return self._index.search(unit_rows(queries), min(k, len(self)))  # pyright: ignore[reportCallIssue]
 
 

@@ -1,7 +1,7 @@
 """Options of fitting a transformer. Standard library only, so that a command line can list them at once."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Direction = Literal["new-to-old", "old-to-new"]
 Pairing = Literal["none", "linear", "sorted", "proximity"]
@@ -85,6 +85,9 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, choices in (("direction", Direction), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")

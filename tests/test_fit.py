@@ -300,6 +300,7 @@ def replace_normalized(name, dim):
         ({"folds": 1}, "folds must be between 2 and 20"),
         ({"folds": 100_000}, "folds must be between 2 and 20"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"direction": "backwards"}, "direction must be one of new-to-old, old-to-new"),
         ({"learning_rate": 0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
     ],

@@ -91,15 +91,11 @@ def test_new_queries_find_their_items_in_the_migrated_index_with_plain_faiss(gal
     assert rows[:, 0].tolist() == list(range(200))
 
 
-def test_a_source_of_unknown_space_is_taken_by_its_dimension(tmp_path):
+def test_a_source_that_cannot_tell_its_space_is_refused(tmp_path):
     np.save(tmp_path / "bare.npy", np.eye(8, dtype=np.float32))
-    migrate_gallery(str(tmp_path / "bare.npy"), turned(), str(tmp_path / "new"))
-    store = EmbeddingStore.open(tmp_path / "new")
-    assert store.items["item_id"].to_list() == list(range(8))
-    np.testing.assert_allclose(store.rows(0, 8), turned().transform(np.eye(8)), atol=1e-6)
-    np.save(tmp_path / "narrow.npy", np.eye(7, dtype=np.float32))
-    with pytest.raises(ValueError, match=r"holds 7-D vectors, the transformer maps old \(8-D\)"):
-        migrate_gallery(str(tmp_path / "narrow.npy"), turned(), str(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"bare.npy does not tell which model made its vectors; make a store of it"):
+        migrate_gallery(str(tmp_path / "bare.npy"), turned(), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_run_again_it_says_done_and_writes_nothing(gallery):

@@ -53,6 +53,7 @@ def test_unit_rows_leave_what_they_are_given_alone():
         (np.ones(3), np.ones((2, 3)), 1, r"queries are \[3\], expected \[q, 3\]"),
         (np.ones((2, 3)), np.ones((0, 3)), 1, "found 0 rows and k=1"),
         (np.ones((2, 3)), np.ones((2, 3)), 0, "found 2 rows and k=0"),
+        (np.array([[1.0], [np.nan]]), np.ones((2, 1)), 1, "query row 1 holds NaN or infinity"),
     ],
 )
 def test_searches_that_make_no_sense_are_refused(queries, gallery, k, message):

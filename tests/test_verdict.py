@@ -57,7 +57,7 @@ def evidence(
             "not_enough_evidence",
             "evaluate the old gallery with --transformer and --old-queries",
         ),
-        (evidence(old=0.0, bridge=0.5), "not_enough_evidence", "unknown or zero"),
+        (evidence(old=0.0, bridge=0.5), "not_enough_evidence", "finds nothing at all"),
         (evidence(new_to_new=None, model_gain=None), "bridge_queries", "serve"),
         (evidence(new=0.895, bridge=0.92, spread=0.02), "bridge_queries", "serve"),  # not surely worse
     ],

@@ -220,6 +220,13 @@ def _notes(study: Study, groups: int, transformer: Transformer | None) -> tuple[
     for store in (study.gallery, study.queries):
         if store.provenance.get(COMPLETE) is False:
             notes.append(f"{store.path} is unfinished, {len(store)} rows so far; run the command that writes it again")
+    left_out = int((~study.asked).sum())
+    if left_out:
+        example = study.queries.items["item_id"][int(np.flatnonzero(~study.asked)[0])]
+        notes.append(
+            f"{left_out} of {len(study.asked)} queries are left out, for example {example!r}: nothing in the gallery "
+            "is relevant to them"
+        )
     if study.kind == "item":
         notes.append(
             "each query's answer is the gallery's own embedding of the same item, which flatters every map: "

@@ -62,11 +62,16 @@ def decide(evidence: Evidence) -> Verdict:
     e = evidence
     if e.transformed is None:
         return Verdict("not_enough_evidence", "No transformer was evaluated; pass --transformer to judge a bridge.")
+    if e.old_to_old is not None and e.old_to_old.value == 0:
+        return Verdict(
+            "not_enough_evidence",
+            "The old system itself finds nothing at all: queries, gallery, ids or judgements do not belong together.",
+        )
     if e.old_to_old is None or e.retention is None or e.bridge_gain is None:
         return Verdict(
             "not_enough_evidence",
             f"The bridge finds the right item first for {_percent(e.transformed)} of queries, but the old system's own "
-            "accuracy is unknown or zero; evaluate the old gallery with --transformer and --old-queries, the same "
+            "accuracy is unknown; evaluate the old gallery with --transformer and --old-queries, the same "
             "queries through the old model.",
         )
     if e.groups < FEWEST_GROUPS:

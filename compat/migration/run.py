@@ -86,10 +86,13 @@ def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str)
 
     Raises:
         WrongSpace: If it maps queries, or another space.
-        ValueError: If the gallery is empty, or of another dimension where its space is unknown.
+        ValueError: If the gallery is empty, or cannot tell its space.
     """
     if not len(gallery):
         raise ValueError(f"the gallery {uri} is empty; there is nothing to migrate")
-    transformer.require("old-to-new", gallery.space or transformer.source)
-    if gallery.dim != transformer.source.dim:
-        raise ValueError(f"the gallery {uri} holds {gallery.dim}-D vectors, the transformer maps {transformer.source}")
+    if gallery.space is None:
+        raise ValueError(
+            f"{uri} does not tell which model made its vectors; make a store of it with python -m stores.convert and "
+            "--space-name, and migrate that"
+        )
+    transformer.require("old-to-new", gallery.space)
