@@ -221,7 +221,10 @@ MISTAKES = [
     ("evaluate --gallery S/new_gallery --queries S/queries --relevance S/none.csv --out O", "or an existing table"),
     ("migrate --transformer S/new-to-old --source S/gallery --target O", "expected old-to-new"),
     ("migrate --transformer S/old-to-new --source S/third --target O", "source is old .* given are in third"),
-    ("migrate --transformer S/old-to-new --source S/vectors.npy --target O", "holds 12-D vectors"),
+    (
+        "migrate --transformer S/old-to-new --source S/vectors.npy --target O",
+        "does not tell which model made its vectors",
+    ),
     ("migrate --transformer S/old-to-new --source S/empty --target O", "is empty; there is nothing to migrate"),
     ("migrate --transformer S/old-to-new --source S/gallery --target S/gallery", "never overwritten"),
     ("migrate --transformer S/old-to-new --source S/gallery --target S/queries", "is no copy or migration"),

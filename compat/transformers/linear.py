@@ -37,8 +37,10 @@ class LinearMap(nn.Module):
 
     def __init__(self, source_dim: int, target_dim: int) -> None:
         super().__init__()
-        # Always filled by `from_arrays` or a state dict: initialising would only move the random state of the caller.
+        # Zeros until `from_arrays` or a state dict fill it: the usual start would move the caller's random state.
         self.affine = nn.Linear(source_dim, target_dim, device="meta").to_empty(device="cpu").requires_grad_(False)
+        nn.init.zeros_(self.affine.weight)
+        nn.init.zeros_(self.affine.bias)
 
     @classmethod
     def from_arrays(cls, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
