@@ -111,8 +111,8 @@ def run_demo(options: DemoOptions) -> Path:
         "title": "An old face gallery, searched by a new network",
         "subtitle": (
             f"{len(split['train'])} people to train on, {len(split['gallery'])} others for gallery and queries. The "
-            f"map served ({served}) was chosen by retrieval among the training people; nothing was "
-            "tuned on the others."
+            f"map served ({served}) was chosen by retrieval among the training people alone; no network and no map "
+            "has seen the others."
         ),
         "data_note": DATA_NOTE,
         "split": split,
