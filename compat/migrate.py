@@ -1,7 +1,8 @@
-"""Rewrite a gallery into the new model's space: `python -m compat.migrate --transformer DIR --source URI --target URI`.
+"""Rewrite a gallery for new queries: `python -m compat.migrate --transformer DIR --source URI --target URI`.
 
 A URI is a path (a Zarr store, or by its ending .npy, .parquet, .faiss or .index) or scheme:path. The source is left
-alone. An interrupted migration goes on when the same command is run again.
+alone. An interrupted migration goes on when the same command is run again. A hubness correction is written as one
+dimension more, which unit queries with a 1 appended search by inner product.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stores.command_line import run_command
 
@@ -19,15 +21,17 @@ class MigrateOptions:
     """What to migrate where.
 
     Attributes:
-        transformer: Folder of a transformer of direction old-to-new.
+        transformer: Folder of a transformer of direction old-to-new, or new-to-old with a hubness correction.
         source: URI of the old gallery.
         target: URI of the gallery to write.
+        correction: Whether to write the transformer's hubness correction, if it carries one; `no` writes plain vectors.
         batch_rows: Rows in memory at a time.
     """
 
     transformer: Path
     source: str
     target: str
+    correction: Literal["yes", "no"] = "yes"
     batch_rows: int = 4096
 
     def __post_init__(self) -> None:
@@ -51,7 +55,15 @@ def migrate(options: MigrateOptions) -> None:
             print(f"migrated {done}/{rows} rows", file=sys.stderr, flush=True)
 
     transformer = load_transformer(options.transformer)
-    print(migrate_gallery(options.source, transformer, options.target, batch_rows=options.batch_rows, on_rows=say))
+    result = migrate_gallery(
+        options.source,
+        transformer,
+        options.target,
+        correction=options.correction == "yes",
+        batch_rows=options.batch_rows,
+        on_rows=say,
+    )
+    print(result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,44 +4,59 @@ from __future__ import annotations
 
 import numpy as np
 
+from stores.space import Similarity
+
+_LEAST_SQUARE, _MOST_SQUARE = 1e-30, 1e30
+"""Sums of squares within these are sound in float32."""
+
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of vectors [n, d] scaled to unit length, a new float32 array; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))  # float32 squares would underflow
-    return vectors / np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    if not (squares.min(initial=1.0) > _LEAST_SQUARE and squares.max(initial=1.0) < _MOST_SQUARE):
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+        squares[squares == 0] = 1.0
+    return vectors / np.sqrt(squares).astype(np.float32)[:, None]
+
+
+def comparable_rows(vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
+    """Vectors [n, d] whose inner products are the similarity: unit rows for the cosine, float32 [n, d]."""
+    return unit_rows(vectors) if similarity == "cosine" else np.asarray(vectors, dtype=np.float32)
 
 
 class ExactIndex:
-    """Exact search by cosine among vectors added block by block; they are kept in memory, as float32 of unit length.
+    """Exact search among vectors added block by block; they are kept in memory as float32, of unit length for cosine.
 
     Args:
         dim: Length of a vector.
+        similarity: What neighbours are near by.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, similarity: Similarity = "cosine") -> None:
         import torch  # noqa: F401  before faiss: with faiss first, forked workers that search can deadlock
 
         import faiss  # isort: skip
 
         self._index = faiss.IndexFlatIP(dim)
+        self._similarity: Similarity = similarity
 
     def __len__(self) -> int:
         return self._index.ntotal
 
     def add(self, vectors: np.ndarray) -> None:
         """Add vectors, floats [n, dim]; they get the next row numbers."""
-        self._index.add(unit_rows(vectors))  # pyright: ignore[reportCallIssue]
+        self._index.add(comparable_rows(vectors, self._similarity))  # pyright: ignore[reportCallIssue]
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k rows of largest cosine to each query.
+        """The k rows most similar to each query.
 
         Args:
             queries: Floats [q, dim].
             k: Neighbours wanted; fewer come back where there are fewer rows.
 
         Returns:
-            Cosines, float32 [q, k], in falling order, and row numbers, int64 [q, k].
+            Similarities, float32 [q, k], in falling order, and row numbers, int64 [q, k].
 
         Raises:
             ValueError: If the dimension differs, a query holds NaN, nothing was added or k is not positive.
@@ -53,7 +68,7 @@ class ExactIndex:
         bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
         if len(bad):
             raise ValueError(f"query row {bad[0]} holds NaN or infinity; leave it out")
-        return self._index.search(unit_rows(queries), min(k, len(self)))  # pyright: ignore[reportCallIssue]
+        return self._index.search(comparable_rows(queries, self._similarity), min(k, len(self)))  # pyright: ignore[reportCallIssue]
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

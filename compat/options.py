@@ -1,11 +1,13 @@
 """Options of fitting a transformer. Standard library only, so that a command line can list them at once."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Direction = Literal["new-to-old", "old-to-new"]
 Pairing = Literal["none", "linear", "sorted", "proximity"]
 Schedule = Literal["full", "pretrain"]
+Inputs = Literal["raw", "centred", "centred_unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +62,32 @@ class FitOptions:
     """How a transformer is fitted to pairs of embeddings.
 
     Attributes:
-        transformer: Family of the map: identity, procrustes, ridge, mlp or msresnet.
+        transformer: Family of the map: identity, procrustes, ridge, shrunk (ridge towards procrustes), whitened,
+            reduced_rank, blend (of procrustes and ridge), mlp, residual_mlp, msresnet; or auto, the best of them by
+            retrieval of held-out pairs.
         direction: `new-to-old` maps queries into the old gallery's space, `old-to-new` maps the gallery.
+        correction: Share of each gallery vector's nearness to queries that is taken off its score (hubness correction;
+            0.5 is usual). Not given: auto chooses, other families have none.
+        inputs: How linear families read a vector: `raw` its direction, in a regression through the origin; `centred`
+            its direction, with an intercept; `centred_unit` its direction seen from the mean.
+        strength: Penalty of ridge and its kin in units of the mean variance along a dimension. Not given: chosen by
+            retrieval of held-out pairs, as the other choices within a family are.
         loss: Weights of the loss (mlp and msresnet).
         interpolation: Synthetic identities (mlp and msresnet).
         schedule: `full` trains on real and synthetic samples to the end, `pretrain` drops the synthetic ones half way.
         epochs: Passes over the pairs (mlp and msresnet).
         batch_size: Pairs in a step (mlp and msresnet).
         learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
-        folds: The pairs are divided into this many parts, identities kept together; ridge chooses its strength by
+        folds: The pairs are divided into this many parts, identities kept together; choices are made by
             cross-validation over them, networks stop early by one of them.
         seed: The same seed gives the same transformer on the same machine.
     """
 
-    transformer: str = "ridge"
+    transformer: str = "auto"
     direction: Direction = "new-to-old"
+    correction: float | None = None
+    inputs: Inputs = "centred_unit"
+    strength: float | None = None
     loss: LossWeights = field(default_factory=LossWeights)
     interpolation: InterpolationOptions = field(default_factory=InterpolationOptions)
     schedule: Schedule = "full"
@@ -85,7 +98,7 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("direction", Direction), ("schedule", Schedule)):
+        for name, choices in (("direction", Direction), ("schedule", Schedule), ("inputs", Inputs)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}")
         for name in ("epochs", "batch_size"):
@@ -93,6 +106,10 @@ class FitOptions:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not 2 <= self.folds <= 20:
             raise ValueError(f"folds must be between 2 and 20, found {self.folds}")
+        if self.correction is not None and not 0 <= self.correction <= 2:
+            raise ValueError(f"correction must be between 0 and 2, found {self.correction}")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise ValueError(f"strength must be positive, found {self.strength}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, found {self.seed}")
         if not self.learning_rate > 0:

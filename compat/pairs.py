@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import google_crc32c
 import numpy as np
 import polars as pl
 
@@ -74,6 +75,11 @@ class Pairs:
         new_rows: int64 [n], the row of pair i in `new`.
         labels: int64 [n] identity codes, or None where the items have no labels.
         originals: int64 [n], equal for pairs that are views of one original item, or None where each is its own.
+        weights: float64 [n], how much each pair counts in a fit, or None where all count alike.
+        query_like: bool [n], the pairs that look like queries where the others are gallery items, or None where no
+            such difference is made. A map is judged, and hubs are found, by them.
+        item_ids: Ids [n] of the items, or None where they have none.
+        label_names: What the labels [n] were before they were codes, or None.
     """
 
     old: Vectors
@@ -82,6 +88,10 @@ class Pairs:
     new_rows: np.ndarray
     labels: np.ndarray | None = None
     originals: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    query_like: np.ndarray | None = None
+    item_ids: pl.Series | None = None
+    label_names: pl.Series | None = None
 
     @classmethod
     def from_arrays(
@@ -95,13 +105,17 @@ class Pairs:
     ) -> Pairs:
         """Pairs from arrays [n, d_old] and [n, d_new] whose row i is the same item.
 
+        Integer labels [n] are codes already and stay as they are; others are numbered in sorted order.
+
         Raises:
             ValueError: If the arrays do not have equally many rows.
         """
         if old.ndim != 2 or new.ndim != 2 or len(old) != len(new):
             raise ValueError(f"pairs need two arrays of equally many rows, found {old.shape} and {new.shape}")
         rows = np.arange(len(old))
-        codes = None if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
+        codes = None if labels is None else np.asarray(labels)
+        if codes is not None and not np.issubdtype(codes.dtype, np.integer):
+            codes = np.unique(codes, return_inverse=True)[1]
         return cls(
             ArrayVectors(old, old_space or EmbeddingSpace("old", None, old.shape[1], False)),
             ArrayVectors(new, new_space or EmbeddingSpace("new", None, new.shape[1], False)),
@@ -115,9 +129,31 @@ class Pairs:
 
     def select(self, pairs: np.ndarray) -> Pairs:
         """The pairs of the given numbers, integers [m]."""
-        labels = None if self.labels is None else self.labels[pairs]
-        originals = None if self.originals is None else self.originals[pairs]
-        return Pairs(self.old, self.new, self.old_rows[pairs], self.new_rows[pairs], labels, originals)
+
+        def chosen(column: np.ndarray | None) -> np.ndarray | None:
+            return None if column is None else column[pairs]
+
+        return Pairs(
+            self.old,
+            self.new,
+            self.old_rows[pairs],
+            self.new_rows[pairs],
+            chosen(self.labels),
+            chosen(self.originals),
+            chosen(self.weights),
+            chosen(self.query_like),
+            None if self.item_ids is None else self.item_ids.gather(pairs),
+            None if self.label_names is None else self.label_names.gather(pairs),
+        )
+
+    def codes_of(self, names: pl.Series) -> np.ndarray | None:
+        """The codes of labels [m] among these pairs, -1 for one that they do not know; None without label names."""
+        if self.labels is None or self.label_names is None:
+            return None
+        ours, theirs = of_one_type(self.label_names, names)
+        known = pl.DataFrame({"name": ours, "code": self.labels}).drop_nulls("name").unique("name")
+        found = pl.DataFrame({"name": theirs}).join(known, on="name", how="left", maintain_order="left")["code"]
+        return found.fill_null(-1).to_numpy()
 
     def spaces(self, direction: Direction) -> tuple[EmbeddingSpace, EmbeddingSpace]:
         """Source and target space of a map in this direction."""
@@ -139,16 +175,121 @@ class Pairs:
         return shuffled_rows(len(self), size, chunk_rows=self.old.chunk_rows, seed=seed)
 
     def fingerprint(self) -> str:
-        """Digest over both spaces, every paired vector and the labels, hexadecimal."""
+        """Digest over both spaces, every paired vector, labels and weights, hexadecimal."""
         digest = hashlib.blake2b(digest_size=16)
         for space in (self.old.space, self.new.space):
             digest.update(json.dumps(space.to_dict(), sort_keys=True).encode())
         for new, old in self.blocks("new-to-old"):
-            digest.update(new.data)
-            digest.update(old.data)
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels).data)
+            # What changed by accident must show, at the speed of reading; nobody is kept from forging a match.
+            digest.update(google_crc32c.value(new.tobytes()).to_bytes(4, "big"))
+            digest.update(google_crc32c.value(old.tobytes()).to_bytes(4, "big"))
+        for column in (self.labels, self.weights, self.query_like):
+            digest.update(b"-" if column is None else np.ascontiguousarray(column).data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class JoinedVectors:
+    """Vectors of one space from several places, one after the other, seen as `Vectors`.
+
+    Raises:
+        ValueError: If they are not all in one space.
+    """
+
+    parts: tuple[Vectors, ...]
+
+    def __post_init__(self) -> None:
+        for part in self.parts[1:]:
+            if part.space != self.space:
+                raise ValueError(f"pairs of two sources are in {self.space} and {part.space}, expected one space")
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """What the vectors are."""
+        return self.parts[0].space
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that lie together."""
+        return self.parts[0].chunk_rows
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of row numbers [b], a new float32 [b, d] array."""
+        vectors = np.empty((len(rows), self.space.dim), np.float32)
+        first = 0
+        for part in self.parts:
+            mine = (rows >= first) & (rows < first + len(part))
+            if mine.any():
+                vectors[mine] = part.take(rows[mine] - first)
+            first += len(part)
+        return vectors
+
+
+class Source(NamedTuple):
+    """Some pairs, how much each of them counts, and whether they look like queries."""
+
+    pairs: Pairs
+    weight: float = 1.0
+    query_like: bool = False
+
+
+def merge_pairs(sources: Sequence[Source]) -> Pairs:
+    """The pairs of several sources as one, in their order.
+
+    Labels are kept only where every source has them, and are told apart by source: the codes of two sources mean
+    different identities.
+
+    Raises:
+        ValueError: If a weight is not positive, or the sources are of different spaces.
+    """
+    for source in sources:
+        if not source.weight > 0:
+            raise ValueError(f"the weight of a source of pairs must be positive, found {source.weight}")
+    if len(sources) == 1:
+        return sources[0].pairs
+    parts = [source.pairs for source in sources]
+    lengths = [len(part) for part in parts]
+    spread = [np.repeat(value, length) for value, length in zip([s.weight for s in sources], lengths, strict=True)]
+    old, new = JoinedVectors(tuple(p.old for p in parts)), JoinedVectors(tuple(p.new for p in parts))
+    rows = []
+    for side in ("old", "new"):
+        starts = np.cumsum([0, *(len(getattr(part, side)) for part in parts)])
+        rows.append(
+            np.concatenate([getattr(p, f"{side}_rows") + start for p, start in zip(parts, starts, strict=False)])
+        )
+    ids = [part.item_ids for part in parts]
+    texts = pl.concat([i.cast(pl.String) for i in ids if i is not None]) if all(i is not None for i in ids) else None
+    return Pairs(
+        old,
+        new,
+        *rows,
+        labels=_apart([part.labels for part in parts]),
+        originals=_originals(parts),
+        weights=np.concatenate(spread).astype(np.float64),
+        query_like=np.repeat([source.query_like for source in sources], lengths),
+        item_ids=texts,
+    )
+
+
+def _originals(parts: Sequence[Pairs]) -> np.ndarray | None:
+    if all(part.originals is None for part in parts):
+        return None
+    return _apart([np.arange(len(part)) if part.originals is None else part.originals for part in parts])
+
+
+def _apart(columns: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    codes: list[np.ndarray] = []
+    first = 0
+    for column in columns:
+        if column is None:
+            return None
+        dense = np.unique(column, return_inverse=True)[1]
+        codes.append(dense + first)
+        first += int(dense.max(initial=-1)) + 1
+    return np.concatenate(codes)
 
 
 def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
@@ -181,13 +322,14 @@ def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
         )
     old_rows = joined["old_row"].to_numpy().astype(np.int64)
     new_rows = joined["new_row"].to_numpy().astype(np.int64)
-    codes = {}
+    codes, names = {}, {}
     for name in ("label", "source_item"):
         sides = ((old.items, old_rows), (new.items, new_rows))
         columns = [items[name].gather(rows) for items, rows in sides if name in items.columns]
         known = [column for column in columns if column.null_count() < len(column)]
-        codes[name] = label_codes(known[0]) if known else None
-    return Pairs(old, new, old_rows, new_rows, codes["label"], codes["source_item"])
+        codes[name], names[name] = (label_codes(known[0]), known[0]) if known else (None, None)
+    ids = old_ids.gather(old_rows)
+    return Pairs(old, new, old_rows, new_rows, codes["label"], codes["source_item"], None, None, ids, names["label"])
 
 
 def of_one_type(a: pl.Series, b: pl.Series) -> tuple[pl.Series, pl.Series]:

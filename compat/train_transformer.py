@@ -1,11 +1,12 @@
 """Fit a map to pairs: `python -m compat.train_transformer --old STORE --new STORE --out DIR`.
 
-The pairs are the items that both stores hold. An interrupted training goes on when the same command is run again.
+The pairs are the items that both stores hold. By default the best map for them is chosen, by retrieval of pairs held
+out. An interrupted training goes on when the same command is run again.
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,29 @@ if TYPE_CHECKING:
     from compat.transformers.artefact import Transformer
 
 OnEpoch = Callable[[dict[str, Any]], None]
+OnCandidate = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MorePairs:
+    """A further source of pairs.
+
+    Attributes:
+        old: Store of the old model's embeddings.
+        new: Store of the new model's embeddings of the same items.
+        weight: How much each of these pairs counts, where one of --old and --new counts 1.
+        query_like: Whether they look like queries. Maps are then judged by them, and 500 or more alone show where hubs
+            are.
+    """
+
+    old: Path
+    new: Path
+    weight: float = 1.0
+    query_like: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"the weight of further pairs must be positive, found {self.weight}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +50,53 @@ class TrainTransformerOptions(FitOptions):
         old: Store of the old model's embeddings.
         new: Store of the new model's embeddings of the same items.
         out: Folder for the transformer; run again to go on with it.
+        gallery: Store of the old gallery. Held-out pairs must be found among its items too, which tells maps apart
+            better, and a hubness correction is computed for it.
+        more: Further pairs, such as a few hundred that look like queries where the others are documents; for example
+            '[{old: queries-old, new: queries-new, weight: 1}]'.
     """
 
     old: Path
     new: Path
     out: Path
+    gallery: Path | None = None
+    more: list[MorePairs] = field(default_factory=list)
 
 
-def train_transformer(options: TrainTransformerOptions, *, on_epoch: OnEpoch | None = None) -> "Transformer":
+def train_transformer(
+    options: TrainTransformerOptions, *, on_epoch: OnEpoch | None = None, on_candidate: OnCandidate | None = None
+) -> "Transformer":
     """Fit a transformer to two stores and save it; one that is already there, of the same options and pairs, is loaded.
 
-    `on_epoch` is called with each epoch's record when a network is trained.
+    `on_epoch` is called with each epoch's record when a network is trained, `on_candidate` with a line for each family
+    that `auto` has searched.
 
     Raises:
         FileNotFoundError: If a store is missing.
         FileExistsError: If `out` holds another transformer.
         ValueError: If the stores do not pair up, or an option is wrong.
     """
+    from contextlib import ExitStack
     from dataclasses import asdict
 
-    from compat.pairs import join_pairs
-    from compat.training.fit import fit_transformer
-    from compat.transformers import known_family
+    from compat.pairs import Source, join_pairs, merge_pairs
+    from compat.training.fit import fit_transformer, with_gallery
+    from compat.training.selection import distractors_of
+    from compat.transformers import CHOICES, known_family
     from compat.transformers.artefact import load_transformer
     from stores.galleries.zarr_store import open_complete
 
-    known_family(options.transformer)
+    known_family(options.transformer, CHOICES)
     fit = FitOptions(**{field.name: getattr(options, field.name) for field in fields(FitOptions)})
-    with open_complete(options.old) as old, open_complete(options.new) as new:
-        pairs = join_pairs(old, new)
+    with ExitStack() as stores:
+        old, new = (stores.enter_context(open_complete(path)) for path in (options.old, options.new))
+        sources = [Source(join_pairs(old, new))]
+        for more in options.more:
+            further = [stores.enter_context(open_complete(path)) for path in (more.old, more.new)]
+            sources.append(Source(join_pairs(*further), more.weight, more.query_like))
+        pairs = merge_pairs(sources)
+        gallery = None if options.gallery is None else stores.enter_context(open_complete(options.gallery))
+        distractors = None if gallery is None else distractors_of(gallery, pairs, seed=options.seed)
         if (options.out / "card.json").exists():
             found = load_transformer(options.out)
             if found.training["options"] != asdict(fit) or found.training["pairs_fingerprint"] != pairs.fingerprint():
@@ -64,7 +106,11 @@ def train_transformer(options: TrainTransformerOptions, *, on_epoch: OnEpoch | N
             return found
         options.out.mkdir(parents=True, exist_ok=True)
         checkpoint = options.out / "checkpoint.safetensors"
-        transformer = fit_transformer(pairs, fit, checkpoint=checkpoint, on_epoch=on_epoch)
+        transformer = fit_transformer(
+            pairs, fit, gallery=distractors, checkpoint=checkpoint, on_epoch=on_epoch, on_candidate=on_candidate
+        )
+        if gallery is not None:
+            transformer = with_gallery(transformer, gallery)
         transformer.save(options.out)
         checkpoint.unlink(missing_ok=True)
         return transformer
@@ -80,9 +126,29 @@ def _say_epoch(record: dict[str, Any]) -> None:
     )
 
 
+def _say_ladder(training: dict[str, Any]) -> None:
+    if "ladder" not in training:
+        return
+    print(f"held-out retrieval by {training['held_out']['relevance']}, {training['held_out']['queries']} queries:")
+    width = max(len(rung["name"]) for rung in training["ladder"])
+    print(f"  {'map':{width}}  recall@1  reciprocal rank        behind the best")
+    for rung in training["ladder"]:
+        rank, behind = rung["mean_reciprocal_rank"], rung["behind_the_best"]
+        mark = "*" if rung["name"] == training["chosen"] else " "
+        print(
+            f"{mark} {rung['name']:{width}}  {rung['recall_at_1']:8.3f}  "
+            f"{rank['value']:.3f} [{rank['low']:.3f}, {rank['high']:.3f}]  "
+            f"{behind['value']:.3f} [{behind['low']:.3f}, {behind['high']:.3f}]"
+        )
+    print(f"chosen: {training['chosen']}, because {training['why']}")
+
+
 def _train_and_tell(options: TrainTransformerOptions) -> None:
-    transformer = train_transformer(options, on_epoch=_say_epoch)
+    transformer = train_transformer(
+        options, on_epoch=_say_epoch, on_candidate=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     training = transformer.training
+    _say_ladder(training)
     for note in training["notes"]:
         print(f"warning: {note}", file=sys.stderr)
     held_out = training["held_out"]
@@ -92,9 +158,10 @@ def _train_and_tell(options: TrainTransformerOptions) -> None:
         if held_out
         else ""
     )
+    corrected = f" with hubness correction {transformer.correction.strength:g}" if transformer.correction else ""
     print(
-        f"{transformer.family} from {transformer.source} to {transformer.target} ({transformer.direction}), fitted to "
-        f"{training['pairs']} pairs{judged}: {options.out}"
+        f"{transformer.family}{corrected} from {transformer.source} to {transformer.target} ({transformer.direction}), "
+        f"fitted to {training['pairs']} pairs{judged}: {options.out}"
     )
 
 

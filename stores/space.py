@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+
+Similarity = Literal["cosine", "inner_product"]
 
 NORM_TOLERANCE = 1e-3
 """Norms this close to 1 count as unit length."""
@@ -20,26 +22,31 @@ class EmbeddingSpace:
         fingerprint: Digest over the model's weights and its preprocessing, or None for arrays of unknown origin.
         dim: Length of a vector.
         normalized: Whether all vectors have unit length.
+        similarity: How vectors are compared at search: by `cosine`, or by `inner_product` where lengths tell something.
 
     Raises:
-        ValueError: If the name is empty or dim is not positive.
+        ValueError: If the name is empty, dim is not positive or the similarity is unknown.
     """
 
     name: str
     fingerprint: str | None
     dim: int
     normalized: bool
+    similarity: Similarity = "cosine"
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("an embedding space needs a name, found ''; pass the model's name (--space-name)")
         if self.dim < 1:
             raise ValueError(f"an embedding space needs dim >= 1, found {self.dim}")
+        if self.similarity not in get_args(Similarity):
+            known = " or ".join(get_args(Similarity))
+            raise ValueError(f"an embedding space is compared by {known}, found {self.similarity!r}")
 
     def _identity(self) -> tuple[object, ...]:
         # A fingerprint settles the question; without one the name is all there is to go by.
         model = ("fingerprint", self.fingerprint) if self.fingerprint else ("name", self.name)
-        return (*model, self.dim, self.normalized)
+        return (*model, self.dim, self.normalized, self.similarity)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EmbeddingSpace) and self._identity() == other._identity()
@@ -49,11 +56,15 @@ class EmbeddingSpace:
 
     def __str__(self) -> str:
         digest = f" {self.fingerprint[:8]}" if self.fingerprint else ""
-        return f"{self.name}{digest} ({self.dim}-D{', normalized' if self.normalized else ''})"
+        compared = ", by inner product" if self.similarity == "inner_product" else ""
+        return f"{self.name}{digest} ({self.dim}-D{', normalized' if self.normalized else ''}{compared})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The space as plain JSON values."""
-        return asdict(self)
+        """The space as plain JSON values; cosine, which almost every space is compared by, goes without saying."""
+        fields = asdict(self)
+        if self.similarity == "cosine":
+            del fields["similarity"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> EmbeddingSpace:
@@ -63,8 +74,10 @@ class EmbeddingSpace:
             ValueError: If a field is missing, unknown or of the wrong type.
         """
         kinds = {"name": str, "fingerprint": (str, type(None)), "dim": int, "normalized": bool}
-        if not isinstance(fields, dict) or fields.keys() != kinds.keys():
-            raise ValueError(f"an embedding space has the fields {', '.join(kinds)}; found {sorted(fields)}")
+        if not isinstance(fields, dict) or fields.keys() - {"similarity"} != kinds.keys():
+            raise ValueError(
+                f"an embedding space has the fields {', '.join(kinds)} and perhaps similarity; found {sorted(fields)}"
+            )
         for key, kind in kinds.items():
             if not isinstance(fields[key], kind):
                 raise ValueError(f"field {key!r} of an embedding space has the wrong type: {fields[key]!r}")

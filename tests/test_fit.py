@@ -45,7 +45,19 @@ def agreement(transformer, world):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
-    ("family", "least"), [("identity", -1.0), ("procrustes", 0.9), ("ridge", 0.85), ("mlp", 0.9), ("msresnet", 0.6)]
+    ("family", "least"),
+    [
+        ("identity", -1.0),
+        ("procrustes", 0.9),
+        ("ridge", 0.85),
+        ("shrunk", 0.85),
+        ("blend", 0.85),
+        ("reduced_rank", 0.5),
+        ("whitened", 0.5),
+        ("mlp", 0.9),
+        ("residual_mlp", 0.85),
+        ("msresnet", 0.6),
+    ],
 )
 def test_every_family_is_fitted_in_both_directions(world, pairs, family, least, direction):
     epochs = 40 if family == "mlp" else 8
@@ -71,8 +83,8 @@ def test_every_family_is_fitted_in_both_directions(world, pairs, family, least, 
 
 def test_ridge_takes_the_strength_that_retrieves_held_out_pairs_best():
     world = plant(identities=12, samples=2, old_dim=20, new_dim=20, noise=0.5)  # 24 pairs: strength matters
-    training = fit_transformer(pairs_of(world)).training
-    scores = {entry["strength"]: entry["mean_reciprocal_rank"] for entry in training["strengths"]}
+    training = fit_transformer(pairs_of(world), FitOptions(transformer="ridge")).training
+    scores = {entry["strength"]: entry["mean_reciprocal_rank"] for entry in training["search"]}
     assert len(set(scores.values())) > 2
     assert scores[training["strength"]] == max(scores.values())
     assert training["held_out"]["mean_reciprocal_rank"] == max(scores.values())
@@ -94,7 +106,9 @@ def test_held_out_scores_do_not_reward_learning_by_heart():
 def test_one_pair_or_one_identity_still_gives_a_closed_form(direction):
     for labels in (None, np.zeros(1)):
         one = Pairs.from_arrays(np.ones((1, 3)), np.arange(4.0)[None], labels)
-        transformer = fit_transformer(one, FitOptions(direction=direction))
+        for family in ("procrustes", "shrunk", "blend", "auto"):
+            assert np.isfinite(fit_transformer(one, FitOptions(transformer=family)).transform(np.ones((2, 4)))).all()
+        transformer = fit_transformer(one, FitOptions(transformer="ridge", direction=direction))
         source, target = one.take(np.array([0]), direction)
         np.testing.assert_allclose(transformer.transform(source), target / np.linalg.norm(target), atol=1e-6)
         assert transformer.training["held_out"] is None

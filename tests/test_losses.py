@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat.options import LossWeights
-from compat.training.losses import compatibility_loss, cosine_loss, squared_distance_loss
+from compat.training.losses import (
+    GradientNorms,
+    compatibility_loss,
+    cosine_loss,
+    gradient_norms,
+    imbalance,
+    squared_distance_loss,
+)
 
 
 def draw(seed, rows=6, dim=5, scale=1.0):
@@ -66,6 +73,97 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients():
     step = 1e-6 * torch.ones_like(a)
     slope = (cosine_loss(a + step, b) - cosine_loss(a - step, b)) / 2e-6
     assert slope.item() == pytest.approx(cosine.sum().item(), rel=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), rows=st.integers(2, 7))
+def test_weights_of_pairs_count_as_repetitions_do(seed, rows):
+    a, b = draw(seed, rows, scale=3)
+    times = 1 + np.random.default_rng(seed).integers(0, 4, size=rows)
+    options = LossWeights(cosine_weight=2.0, mse_weight=0.5)
+    weighted = compatibility_loss(torch.tensor(a), torch.tensor(b), options, torch.tensor(0.25 * times))
+    again = np.repeat(np.arange(rows), times)
+    assert weighted.cosine.item() == pytest.approx(slow_cosine(a[again], b[again]))
+    assert weighted.mse.item() == pytest.approx(slow_distance(a[again], b[again]))
+    assert weighted.total.item() == pytest.approx(2 * weighted.cosine.item() + 0.5 * weighted.mse.item())
+
+
+def test_pairs_of_weight_zero_have_no_part_and_a_batch_of_them_has_no_gradient():
+    a, b = (torch.tensor(side) for side in draw(5))
+    weights = torch.tensor([1.0, 0, 2, 0, 0, 1], dtype=torch.float64)
+    kept = weights > 0
+    for loss in (cosine_loss, squared_distance_loss):
+        torch.testing.assert_close(loss(a, b, weights), loss(a[kept], b[kept], weights[kept]))
+    x = a.clone().requires_grad_()
+    compatibility_loss(x, b, LossWeights(), torch.zeros(6, dtype=torch.float64)).total.backward()
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 1), ()])
+def test_weights_of_another_number_of_pairs_are_refused(shape):
+    a, b = (torch.tensor(side) for side in draw(6))
+    with pytest.raises(ValueError, match=r"pair_weights must be \[6\], one for each pair, found \["):
+        compatibility_loss(a, b, LossWeights(), torch.ones(shape))
+
+
+def test_gradient_norms_are_those_of_finite_differences_over_all_parameters():
+    a, b = (torch.tensor(side) for side in draw(7))
+    layer = torch.nn.Linear(5, 5, dtype=torch.float64)
+    frozen = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    apart = torch.nn.Parameter(torch.ones(3))  # of no influence
+    pairs = torch.arange(1.0, 7, dtype=torch.float64)
+    options = LossWeights(cosine_weight=3.0, mse_weight=0.25)
+    found = gradient_norms(layer(a), b, options, [*layer.parameters(), frozen, apart], pairs)
+    squares = np.zeros(2)
+    for parameter in layer.parameters():
+        flat = parameter.data.view(-1)
+        for place in range(len(flat)):
+            ends = []
+            for step in (1e-6, -2e-6):
+                flat[place] += step
+                terms = compatibility_loss(layer(a), b, options, pairs)
+                ends.append(np.array([3 * terms.cosine.item(), 0.25 * terms.mse.item()]))
+            flat[place] += 1e-6
+            squares += ((ends[0] - ends[1]) / 2e-6) ** 2
+    assert found == pytest.approx(tuple(np.sqrt(squares)), rel=1e-5)
+
+
+def test_gradient_norms_leave_the_graph_and_the_gradients_alone():
+    a, b = (torch.tensor(side) for side in draw(8))
+    x = a.clone().requires_grad_()
+    predicted = 2 * x
+    options = LossWeights(cosine_weight=0.0, mse_weight=1.0)
+    norms = gradient_norms(predicted, b, options, [x])
+    assert norms.cosine == 0
+    assert x.grad is None
+    compatibility_loss(predicted, b, options).total.backward()
+    assert x.grad is not None
+    assert x.grad.norm().item() == pytest.approx(norms.mse)
+
+
+@pytest.mark.parametrize("swamping", ["squared distance", "cosine"])
+def test_the_weight_that_imbalance_names_balances_the_terms(swamping):
+    a, b = (torch.tensor(side) for side in draw(9, scale=25))
+    weights = LossWeights(cosine_weight=1.0, mse_weight=1.0 if swamping == "squared distance" else 1e-9)
+    x = a.clone().requires_grad_()
+    norms = gradient_norms(x, b, weights, [x])
+    line = imbalance(norms, weights)
+    ratio = max(norms) / min(norms)
+    assert line.startswith(f"the {swamping} swamps the ")
+    assert f"{ratio:.0f} times" in line
+    assert "\n" not in line
+    named = float(line.split("set loss.mse_weight to about ")[1].split()[0])
+    balanced = gradient_norms(x, b, LossWeights(cosine_weight=1.0, mse_weight=named), [x])
+    assert max(balanced) / min(balanced) < 1.5
+    assert imbalance(balanced, LossWeights(cosine_weight=1.0, mse_weight=named)) == ""
+
+
+@pytest.mark.parametrize(
+    ("norms", "told"), [((1, 50), False), ((1, 51), True), ((51, 1), True), ((0, 9), False), ((9, 0), False)]
+)
+def test_imbalance_is_told_from_fifty_times_on(norms, told):
+    assert bool(imbalance(GradientNorms(*norms), LossWeights())) == told
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (2, 4)), ((2, 3), (3, 3)), ((3,), (3,)), ((2, 3, 1), (2, 3, 1))])

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import plant
 
+from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.fit import fit_transformer
-from compat.training.selection import HeldOutRetrieval, HeldOutScore, average, identity_folds
+from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, bank_pairs, identity_folds
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,30 +86,94 @@ def test_another_view_of_the_same_original_is_no_find():
     repeated = replace(repeated, originals=views)
     single = Pairs.from_arrays(world.old, world.new, world.labels)
     identity = HeldOutRetrieval(repeated, np.arange(120), "new-to-old", seed=0)
-    transform = fit_transformer(single).transform
+    transform = fit_transformer(single, FitOptions(transformer="ridge")).transform
     assert identity.score(transform) == HeldOutRetrieval(single, np.arange(40), "new-to-old", seed=0).score(transform)
     unlabelled = replace(repeated, labels=None)
     folds = identity_folds(unlabelled, 5, seed=0)
     assert all(len(set(folds[views == view])) == 1 for view in range(40))
 
 
-def test_large_sets_are_sampled_with_every_query_in_the_gallery(monkeypatch):
-    monkeypatch.setattr("compat.training.selection.MOST_QUERIES", 10)
-    monkeypatch.setattr("compat.training.selection.MOST_DISTRACTORS", 25)
+def test_large_sets_are_sampled_with_every_query_in_the_gallery():
     world = plant(identities=50, samples=2, noise=0)
     pairs = Pairs.from_arrays(world.old, world.old)
-    found = HeldOutRetrieval(pairs, np.arange(40), "new-to-old", seed=0).score(lambda v: v)
+    limits = {"most_queries": 10, "most_distractors": 25}
+    found = HeldOutRetrieval(pairs, np.arange(40), "new-to-old", seed=0, **limits).score(lambda v: v)
     assert (found.queries, found.gallery) == (10, 25)
     assert found.mean_reciprocal_rank >= 0.5  # only the person's other, equal picture may tie
 
 
-def test_the_average_weighs_folds_by_their_queries():
-    a, b = HeldOutScore("item", 10, 50, 0.5, 0.6), HeldOutScore("item", 30, 50, 0.9, 1.0)
-    assert average([a, b]) == HeldOutScore("item", 40, 50, 0.8, 0.9)
-    assert a.to_dict() == {
+def test_a_summary_is_over_all_queries_of_all_folds():
+    world = plant(identities=25, samples=4, noise=0.6)
+    pairs = Pairs.from_arrays(world.old, world.new)
+    judges = [
+        HeldOutRetrieval(pairs, held_out, "new-to-old", seed=0) for held_out in (np.arange(10), np.arange(10, 40))
+    ]
+    ranked = [judge.rank(lambda v: v)[0] for judge in judges]
+    ranks = np.concatenate([r.reciprocal_ranks for r in ranked])
+    expected = HeldOutScore("item", 40, 100, float((ranks == 1).mean()), float(ranks.mean()))
+    assert judges[0].summary(ranked) == expected
+    assert expected.to_dict() == {
         "relevance": "item",
-        "queries": 10,
-        "gallery": 50,
-        "recall_at_1": 0.5,
-        "mean_reciprocal_rank": 0.6,
+        "queries": 40,
+        "gallery": 100,
+        "recall_at_1": expected.recall_at_1,
+        "mean_reciprocal_rank": expected.mean_reciprocal_rank,
     }
+
+
+@pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])
+def test_corrected_scores_take_off_the_nearness_to_queries_but_not_to_ones_own(direction):
+    world = plant(identities=60, samples=1, noise=0.8)
+    pairs = Pairs.from_arrays(world.old, world.new)
+    held_out = np.arange(20)
+    judge = HeldOutRetrieval(pairs, held_out, direction, seed=0)
+    found = judge.rank(lambda v: v + 0.5, (0.0, 0.7))[1].reciprocal_ranks
+    move = {"new-to-old": (world.new + 0.5, world.old), "old-to-new": (world.new, world.old + 0.5)}[direction]
+    queries, gallery = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in move)
+    expected = []
+    hubness = []
+    for row in range(60):  # the bank is the pairs that were not held out
+        others = [queries[other] @ gallery[row] for other in range(20, 60) if other != row]
+        hubness.append(np.mean(sorted(others)[-10:]))
+    for row in held_out:
+        scores = gallery @ queries[row] - 0.7 * np.array(hubness)
+        expected.append(1 / (1 + (np.delete(scores, row) >= scores[row]).sum()))
+    np.testing.assert_allclose(found, expected)
+
+
+def test_distractors_join_the_gallery_and_are_wrong_answers():
+    world = plant(identities=60, samples=1, noise=0.5)
+    pairs = Pairs.from_arrays(world.old[:30], world.new[:30])
+    alone = HeldOutRetrieval(pairs, np.arange(30), "new-to-old", seed=0).score(lambda v: v)
+    twins = Distractors(world.old[:30])  # the right answers once more, under no one's name: ties go against the query
+    crowd = HeldOutRetrieval(pairs, np.arange(30), "new-to-old", seed=0, distractors=twins).score(lambda v: v)
+    assert (alone.gallery, crowd.gallery) == (30, 60)
+    assert crowd.recall_at_1 == 0
+
+
+def test_labelled_distractors_may_be_right_and_unlabelled_ones_stay_out_where_labels_count():
+    world = plant(identities=10, samples=4, noise=0.3)
+    pairs = Pairs.from_arrays(world.old[::2], world.new[::2], world.labels[::2])
+    judge = {
+        name: HeldOutRetrieval(pairs, np.arange(20), "new-to-old", seed=0, distractors=distractors)
+        for name, distractors in {
+            "none": None,
+            "unlabelled": Distractors(world.old[1::2]),
+            "labelled": Distractors(world.old[1::2], world.labels[1::2]),
+            "strangers": Distractors(world.old[1::2], np.full(20, -1)),
+        }.items()
+    }
+    scores = {name: j.score(lambda v: v) for name, j in judge.items()}
+    assert scores["unlabelled"] == scores["none"]
+    assert scores["labelled"].gallery == scores["strangers"].gallery == 40
+    assert scores["labelled"].mean_reciprocal_rank > scores["strangers"].mean_reciprocal_rank
+
+
+def test_where_some_pairs_look_like_queries_only_they_are_asked_and_many_are_the_bank():
+    world = plant(identities=700, samples=1)
+    for queries, bank in ((100, 700), (600, 600)):
+        pairs = replace(Pairs.from_arrays(world.old, world.new), query_like=np.arange(700) < queries)
+        judge = HeldOutRetrieval(pairs, np.arange(50, 700), "new-to-old", seed=0)
+        assert judge.asked == queries - 50
+        assert len(bank_pairs(pairs, most=10_000, seed=0)) == bank
+        assert len(bank_pairs(pairs, most=90, seed=0)) == 90

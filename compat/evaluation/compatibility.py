@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 
 from compat.evaluation.record import MEASURES, SETTINGS, Bridge, CompatibilityReport, Setting
-from compat.evaluation.settings import OnSetting, Study, is_migrated, require_space
+from compat.evaluation.settings import OnSetting, Study, require_space
 from compat.evaluation.verdict import Evidence, decide
 from compat.metrics.intervals import Interval, bootstrap_means, interval, paired_slack, proportion_interval
 from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.serving import is_lifted, is_migrated, query_form
 from stores.galleries.zarr_store import COMPLETE
+from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
 SERVED = "transformed"
-"""The setting of the transformer under judgement."""
+"""The setting of the transformer under judgement, with its hubness correction where it carries one."""
+UNCORRECTED = "transformed_uncorrected"
+OLD_CORRECTED = "old_to_old_corrected"
+NEEDS_OLD_GALLERY = "the old gallery was not given; evaluate it, with the transformer, to compare"
+NEEDS_OLD_QUERIES = "needs --old-queries, the same queries through the old model"
 FEW_GROUPS = 100
 """Below so many identities (or queries) a report warns that its intervals are wide."""
 
@@ -36,9 +42,11 @@ def evaluate(
     """Measure retrieval in every setting that the given stores can form, on the same queries.
 
     Args:
-        gallery: The old model's gallery, or one migrated or re-embedded into the queries' space.
+        gallery: The old model's gallery, or one migrated for these queries or re-embedded into their space.
         queries: The new model's queries.
-        transformer: The map under judgement; `new-to-old` maps the queries, `old-to-new` the gallery.
+        transformer: The map under judgement; `new-to-old` maps the queries, `old-to-new` the gallery. It is measured as
+            it is served, its hubness correction included. For a gallery migrated with a correction it must be the one
+            it was migrated with, and may be left out where that mapped the gallery.
         old_queries: The same queries through the old model; makes old-to-old, retention and a verdict possible.
         new_gallery: The same gallery re-embedded by the new model; makes new-to-new and update gain possible.
         relevance: `label` (same label, the query's own item excluded), `item` (same item id), `auto` (label where
@@ -54,37 +62,70 @@ def evaluate(
     """
     study = Study(queries, gallery, relevance, on_setting or (lambda _: None))
     bridges = {**({SERVED: transformer} if transformer else {}), **(comparisons or {})}
+    uncorrected = "the transformer carries no hubness correction" if transformer else "there is no hubness correction"
+    reasons = {UNCORRECTED: uncorrected, OLD_CORRECTED: uncorrected}
     measured: dict[str, np.ndarray] = {}
-    reasons = {"transformed_uncorrected": "the transformer carries no hubness correction"}
-    if gallery.space == queries.space:
+    if is_lifted(gallery):
+        measured |= _migrated_with_correction(study, transformer, comparisons)
+        reasons |= {"naive": "the gallery was migrated", "old_to_old": NEEDS_OLD_GALLERY}
+        reasons[OLD_CORRECTED] = NEEDS_OLD_GALLERY
+    elif gallery.space == queries.space:
         if bridges:
             raise WrongSpace(f"gallery and queries are both in {queries.space}: there is nothing to bridge")
         migrated = is_migrated(gallery.provenance)
         measured[SERVED if migrated else "new_to_new"] = study.search("search", queries)
         reasons["naive"] = "gallery and queries are in one space"
-        reasons["old_to_old"] = "the old gallery was not given; evaluate it, with the transformer, to compare"
+        reasons["old_to_old"] = NEEDS_OLD_GALLERY
         reasons[SERVED] = "the gallery is native to the queries' space"
     else:
         for bridge in bridges.values():
-            sides = (queries.space, gallery.space)
-            bridge.require(bridge.direction, *(sides if bridge.direction == "new-to-old" else sides[::-1]))
+            bridge.require(bridge.direction, *_sides(bridge, queries, gallery))
         if gallery.space.dim == queries.space.dim:
             measured["naive"] = study.search("naive", queries)
         reasons["naive"] = f"{queries.space.dim}-D queries cannot search a {gallery.space.dim}-D gallery"
-        reasons["old_to_old"] = "needs --old-queries, the same queries through the old model"
+        reasons["old_to_old"] = NEEDS_OLD_QUERIES
         reasons[SERVED] = "no transformer was given"
+        if transformer and transformer.correction:
+            reasons[OLD_CORRECTED] = NEEDS_OLD_QUERIES
         if old_queries is not None:
             require_space("--old-queries", old_queries, gallery)
             measured["old_to_old"] = study.search("old to old", old_queries)
+            if transformer and transformer.correction:
+                measured[OLD_CORRECTED] = study.search_corrected("old to old, corrected", old_queries, transformer)
     reasons["new_to_new"] = "needs --new-gallery, the gallery re-embedded by the new model"
     if new_gallery is not None:
         require_space("--new-gallery", new_gallery, queries)
         measured["new_to_new"] = study.search_elsewhere("new to new", new_gallery)
     for name, bridge in bridges.items():
-        measured[name] = study.bridge("the transformer" if name == SERVED else name, bridge)
+        if name not in measured:
+            measured[name] = study.bridge("the transformer" if name == SERVED else name, bridge)
+    if transformer and transformer.correction and UNCORRECTED not in measured:
+        measured[UNCORRECTED] = study.bridge("the transformer, uncorrected", transformer.without_correction())
     if not measured:
         raise ValueError(f"there is nothing to measure ({reasons['naive']}); pass --transformer or --old-queries")
     return _report(study, bridges, _Comparison(study, measured, seed), reasons)
+
+
+def _sides(
+    bridge: Transformer, queries: EmbeddingStore, gallery: EmbeddingStore
+) -> tuple[EmbeddingSpace, EmbeddingSpace]:
+    sides = (queries.space, gallery.space)
+    return sides if bridge.direction == "new-to-old" else sides[::-1]
+
+
+def _migrated_with_correction(
+    study: Study, transformer: Transformer | None, comparisons: Mapping[str, Transformer] | None
+) -> dict[str, np.ndarray]:
+    gallery, queries = study.gallery, study.queries
+    if comparisons:
+        raise WrongSpace(f"{gallery.path} was migrated for one transformer; compare others on the old gallery")
+    expected = query_form(gallery, transformer).space
+    if queries.space != expected:
+        raise WrongSpace(f"queries {queries.path} are in {queries.space}, those of {gallery.path} are in {expected}")
+    return {
+        SERVED: study.migrated("search", transformer),
+        UNCORRECTED: study.migrated("search, uncorrected", transformer, corrected=False),
+    }
 
 
 class _Comparison:
@@ -162,6 +203,7 @@ def _report(
             setting=comparison.setting(name),
             retention=comparison.retention(name),
             update_gain=comparison.update_gain(name),
+            correction=bridge.correction.to_dict() if bridge.correction else None,
             training=bridge.training,
         )
         for name, bridge in bridges.items()

@@ -11,7 +11,10 @@ from compat.metrics.intervals import Interval
 
 REPORT_VERSION = 1
 MEASURES = ("recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "mean_reciprocal_rank")
-SETTINGS = ("old_to_old", "new_to_new", "naive", "transformed", "transformed_uncorrected")
+SETTINGS = (
+    *("old_to_old", "old_to_old_corrected", "new_to_new", "naive"),
+    *("transformed", "transformed_uncorrected"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Bridge:
-    """One transformer's results against the same native settings."""
+    """One transformer's results against the same native settings; with its hubness correction, if it carries one."""
 
     name: str
     family: str
@@ -36,6 +39,7 @@ class Bridge:
     setting: Setting
     retention: Interval | None
     update_gain: Interval | None
+    correction: Mapping[str, float | int] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,6 +51,7 @@ class Bridge:
             "measures": self.setting.to_dict(),
             "retention": _plain(self.retention),
             "update_gain": _plain(self.update_gain),
+            "correction": dict(self.correction) if self.correction else None,
             "pairs": self.training.get("pairs"),
             "held_out": self.training.get("held_out"),
             "notes": list(self.training.get("notes", [])),

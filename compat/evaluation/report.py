@@ -13,7 +13,16 @@ import numpy as np
 
 from compat.evaluation.figures import curve, interval_chart
 from compat.evaluation.record import REPORT_VERSION
-from compat.evaluation.table import COLUMNS, format_table, is_number, print_table, report_rows, row_reasons
+from compat.evaluation.table import (
+    COLUMNS,
+    CORRECTION,
+    format_table,
+    is_corrected,
+    is_number,
+    print_table,
+    report_rows,
+    row_reasons,
+)
 from compat.metrics.intervals import LEVEL, RESAMPLES
 from stores.durable import write_atomically
 
@@ -92,6 +101,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         rows=rows,
         columns=COLUMNS,
         chart=interval_chart(rows),
+        correction=CORRECTION if is_corrected(report) else None,
         notes=_notes(report),
         curves=_curves(report),
         sources={"gallery": gallery, "queries": queries},

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,25 +12,14 @@ import polars as pl
 from compat.metrics.retrieval import Relevance, Rows, relevant_ranks, retrieval_scores
 from compat.pairs import label_codes, of_one_type
 from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.hubness import lift_queries
+from compat.transformers.serving import OnRows, corrected_old_rows, query_form, served_rows
 from stores.item_tables import read_item_table
+from stores.space import Similarity
 from stores.store import EmbeddingStore
 
 OnSetting = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class MappedRows:
-    """A gallery seen through a transformer, mapped block by block."""
-
-    gallery: EmbeddingStore
-    transformer: Transformer
-
-    def __len__(self) -> int:
-        return len(self.gallery)
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Mapped vectors start..stop-1."""
-        return self.transformer.transform(self.gallery.rows(start, stop))
+SECONDS_BETWEEN_LINES = 5.0
 
 
 class Study:
@@ -94,12 +82,42 @@ class Study:
         return self._measure(self._of(self.queries), gallery, self.relevance.moved(rows))
 
     def bridge(self, name: str, bridge: Transformer) -> np.ndarray:
-        """Measures [q, 5] of the queries against the gallery through a transformer."""
+        """Measures [q, 5] of the queries against the gallery through a transformer, as it is served."""
         self._say(f"through {name} ({bridge.family}, {bridge.direction})")
-        vectors = self._of(self.queries)
-        if bridge.direction == "new-to-old":
-            return self._measure(bridge.transform(vectors), self.gallery, self.relevance)
-        return self._measure(vectors, MappedRows(self.gallery, bridge), self.relevance)
+        queries = bridge.serve_queries(self._of(self.queries))
+        gallery = served_rows(self.gallery, bridge, on_rows=self._told("hubness"))
+        return self._measure(queries, gallery, self.relevance, bridge.served_space.similarity)
+
+    def migrated(self, name: str, transformer: Transformer | None, *, corrected: bool = True) -> np.ndarray:
+        """Measures [q, 5] of raw queries against a gallery that was migrated with its correction.
+
+        Args:
+            name: What is measured.
+            transformer: The one it was migrated with, needed where queries are mapped.
+            corrected: Whether the extra dimension counts.
+        """
+        self._say(name)
+        queries = query_form(self.gallery, transformer)(self._of(self.queries))
+        if not corrected:
+            queries[:, -1] = 0.0
+        return self._measure(queries, self.gallery, self.relevance, "inner_product")
+
+    def search_corrected(self, name: str, queries: EmbeddingStore, bridge: Transformer) -> np.ndarray:
+        """Measures [q, 5] of the old model's queries against its gallery, corrected as `bridge` corrects it."""
+        self._say(name)
+        gallery = corrected_old_rows(self.gallery, bridge, on_rows=self._told("hubness of old vectors"))
+        return self._measure(lift_queries(self._of(queries)), gallery, self.relevance, "inner_product")
+
+    def _told(self, what: str) -> OnRows:
+        said = time.monotonic()
+
+        def say(done: int, rows: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                self._say(f"{what}: {done}/{rows} gallery rows")
+
+        return say
 
     def _of(self, store: EmbeddingStore) -> np.ndarray:
         key = str(store.path)
@@ -113,8 +131,10 @@ class Study:
             self._vectors[key] = store.take(rows)
         return self._vectors[key]
 
-    def _measure(self, vectors: np.ndarray, gallery: Rows, relevance: Relevance) -> np.ndarray:
-        scores = retrieval_scores(relevant_ranks(vectors, gallery, relevance), relevance)
+    def _measure(
+        self, vectors: np.ndarray, gallery: Rows, relevance: Relevance, similarity: Similarity = "cosine"
+    ) -> np.ndarray:
+        scores = retrieval_scores(relevant_ranks(vectors, gallery, relevance, similarity=similarity), relevance)
         recalls = (scores.recall_at_1, scores.recall_at_5, scores.recall_at_10)
         return np.stack([*recalls, scores.average_precision, scores.reciprocal_rank], axis=1)
 
@@ -127,12 +147,6 @@ def require_space(option: str, store: EmbeddingStore, like: EmbeddingStore) -> N
     """
     if store.space != like.space:
         raise WrongSpace(f"{option} {store.path} is in {store.space}, expected the space of {like.path}: {like.space}")
-
-
-def is_migrated(provenance: Mapping[str, Any]) -> bool:
-    """Whether a gallery came through a transformer; a copy keeps the origin, however often it was copied."""
-    source = provenance.get("source_provenance")
-    return "transformer" in provenance or (isinstance(source, Mapping) and is_migrated(source))
 
 
 def rows_of(wanted: pl.Series, ids: pl.Series) -> np.ndarray:

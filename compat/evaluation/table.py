@@ -9,18 +9,31 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal
 
-Kind = Literal["old", "new", "naive", "bridge", "other"]
+Kind = Literal["old", "corrected", "new", "naive", "bridge", "other"]
 
 WIDTH = 120
 """Characters in a line where there is no terminal to ask."""
 NAMES = {
     "old_to_old": "old to old",
+    "old_to_old_corrected": "old to old, corrected",
     "new_to_new": "new to new",
     "naive": "naive",
     "transformed": "transformed",
     "transformed_uncorrected": "transformed, uncorrected",
 }
-KINDS: dict[str, Kind] = {"old_to_old": "old", "new_to_new": "new", "naive": "naive", "transformed": "bridge"}
+KINDS: dict[str, Kind] = {
+    "old_to_old": "old",
+    "old_to_old_corrected": "corrected",
+    "new_to_new": "new",
+    "naive": "naive",
+    "transformed": "bridge",
+}
+CORRECTION = (
+    "corrected: a share of each gallery vector's mean similarity to the training queries nearest to it is taken off its "
+    "score, so that vectors near to every query do not crowd out the right ones; this is in the figure of transformed "
+    "because it is served, in one more dimension of the index"
+)
+"""What the hubness correction is, in one sentence."""
 COLUMNS = {
     "recall_at_1": "recall@1",
     "recall_at_5": "recall@5",
@@ -37,7 +50,8 @@ class Row:
 
     Attributes:
         name: What people read.
-        kind: Whether the row is native to a model, naive, the transformer under judgement, or another one.
+        kind: Whether the row is native to a model, the old one with a correction, naive, the transformer under
+            judgement, or another way to bridge.
         measures: `{"value", "low", "high"}` by measure; None where the setting could not be formed.
         reason: Why it could not.
         retention: Share of old-to-old recall@1 kept; None where unknown.
@@ -67,15 +81,16 @@ def is_number(value: Any) -> bool:
 def report_rows(report: Mapping[str, Any]) -> list[Row]:
     """The rows of report.json: native settings, naive, the transformer, then the others, the best first."""
     settings, reasons = report["settings"], report.get("reasons") or {}
+    served = _described(report.get("transformer")) + (", corrected" if is_corrected(report) else "")
     rows = []
     for key, name in NAMES.items():
         measures = settings.get(key)
-        if key == "transformed_uncorrected" and measures is None:
-            continue  # most transformers carry no correction, and then the row would say nothing
+        if key in ("transformed_uncorrected", "old_to_old_corrected") and measures is None:
+            continue  # without a correction the row would say nothing
         bridged = key == "transformed"
         rows.append(
             Row(
-                name=f"{name}: {_described(report.get('transformer'))}" if bridged and measures else name,
+                name=f"{name}: {served}" if bridged and measures else name,
                 kind=KINDS.get(key, "other"),
                 measures=measures,
                 reason=reasons.get(key, ""),
@@ -88,12 +103,17 @@ def report_rows(report: Mapping[str, Any]) -> list[Row]:
     return rows + sorted(others, key=lambda row: -(row.measure("recall_at_1") or {"value": -1})["value"])
 
 
+def is_corrected(report: Mapping[str, Any]) -> bool:
+    """Whether the figure of `transformed` has a hubness correction in it."""
+    return report["settings"].get("transformed_uncorrected") is not None
+
+
 def row_reasons(report: Mapping[str, Any]) -> list[str]:
     """A line for each row or number that is missing, with why."""
     lines = [f"{row.name}: {row.reason}" for row in report_rows(report) if row.measures is None and row.reason]
     for key, name in (("retention", "retention"), ("update_gain", "update gain")):
         if report.get(key) is None and (reason := report.get(f"{key}_reason")):
-            for setting, readable in NAMES.items():
+            for setting, readable in sorted(NAMES.items(), reverse=True):  # the longer before what it begins with
                 reason = reason.replace(setting, readable)
             lines.append(f"{name}: {reason}")
     return lines
@@ -119,8 +139,9 @@ def format_table(report: Mapping[str, Any], *, width: int = WIDTH) -> str:
     page = StringIO()
     Console(file=page, width=width, color_system=None, force_terminal=False).print(table)
     lines = [line.rstrip() for line in page.getvalue().splitlines()]
-    if reasons := [*row_reasons(report), *map(str, report.get("notes") or [])]:
-        lines += ["", *(_wrapped(f"- {reason}", width, indent="  ") for reason in reasons)]
+    remarks = [*([CORRECTION] if is_corrected(report) else []), *row_reasons(report)]
+    if remarks := [*remarks, *map(str, report.get("notes") or [])]:
+        lines += ["", *(_wrapped(f"- {remark}", width, indent="  ") for remark in remarks)]
     decision = str(report["verdict"]["decision"]).replace("_", " ")
     lines += ["", _wrapped(f"Verdict: {decision}. {report['verdict']['reason']}", width)]
     return "\n".join(lines) + "\n"
@@ -152,8 +173,9 @@ def _described(bridge: Mapping[str, Any] | None) -> str:
 
 def _compared(bridge: Mapping[str, Any]) -> Row:
     named = bridge["name"] != _described(bridge)
+    name = f"{bridge['name']} ({_described(bridge)})" if named else bridge["name"]
     return Row(
-        name=f"{bridge['name']} ({_described(bridge)})" if named else bridge["name"],
+        name=f"{name}, corrected" if bridge.get("correction") else name,
         kind="other",
         measures=bridge.get("measures"),
         retention=bridge.get("retention"),

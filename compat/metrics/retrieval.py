@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from compat.neighbors import unit_rows
+from compat.neighbors import comparable_rows
+from stores.space import Similarity
 
 QUERY_ROWS = 256
 GALLERY_ROWS = 262_144
@@ -128,15 +129,17 @@ def relevant_ranks(
     gallery: Rows,
     relevance: Relevance,
     *,
+    similarity: Similarity = "cosine",
     gallery_rows: int = GALLERY_ROWS,
     on_queries: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Ranks of the relevant rows by cosine over the whole gallery, int64 [r] in the order of `relevance`, from 1.
+    """Ranks of the relevant rows by similarity over the whole gallery, int64 [r] in the order of `relevance`, from 1.
 
     Args:
         queries: Floats [q, d].
         gallery: [g, d], read in blocks of `gallery_rows`.
         relevance: Which rows are relevant. Within a query the ranks come out in rising order.
+        similarity: What is ranked by: the cosine, or the plain inner product.
         gallery_rows: Gallery vectors held in memory at a time.
         on_queries: Called with the number of queries done in a pass, for progress.
 
@@ -145,7 +148,7 @@ def relevant_ranks(
     """
     if len(relevance.offsets) != len(queries) + 1:
         raise ValueError(f"relevance is for {len(relevance.offsets) - 1} queries, found {len(queries)}")
-    queries = unit_rows(queries)
+    queries = comparable_rows(queries, similarity)
     starts = range(0, len(gallery), gallery_rows)
     scores = np.empty(len(relevance.rows), np.float32)
     at_least = np.zeros(len(relevance.rows), np.int64)  # rows scoring as high as this relevant one, itself included
@@ -154,7 +157,7 @@ def relevant_ranks(
     for find, count in passes:
         for start in starts:
             stop = min(start + gallery_rows, len(gallery))
-            block = unit_rows(gallery.rows(start, stop)).T
+            block = comparable_rows(gallery.rows(start, stop), similarity).T
             if block.shape[0] != queries.shape[1]:
                 raise ValueError(f"queries are {queries.shape[1]}-D, the gallery {block.shape[0]}-D")
             for first in range(0, len(queries), QUERY_ROWS):

@@ -1,4 +1,4 @@
-"""Rewriting a gallery into the new model's space, resumable, in bounded memory."""
+"""Rewriting a gallery into the space that the new model's queries search, resumable, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from compat.migration.verify import MigrationCheck, verify_migration
 from compat.transformers.artefact import Transformer
+from compat.transformers.serving import SEARCH, search_record
 from stores.galleries import digest, locate, open_source, open_target
 from stores.galleries.gallery import GallerySource
 
@@ -32,17 +33,27 @@ class MigrationResult:
 
 
 def migrate_gallery(
-    source: str, transformer: Transformer, target: str, *, batch_rows: int = BATCH_ROWS, on_rows: OnRows | None = None
+    source: str,
+    transformer: Transformer,
+    target: str,
+    *,
+    correction: bool = True,
+    batch_rows: int = BATCH_ROWS,
+    on_rows: OnRows | None = None,
 ) -> MigrationResult:
-    """Write every vector of a gallery, mapped into the new model's space, to another gallery, and check the result.
+    """Write every vector of a gallery, as new queries search it, to another gallery, and check the result.
 
-    The target carries the new space and where it came from (source, transformer), so it is searchable with new
-    queries and never taken for a native extraction. An interrupted migration goes on when called again.
+    The target carries its space and where it came from (source, transformer), so it is searchable with new queries and
+    never taken for a native extraction. With a hubness correction it is in `Transformer.served_space`: unit vectors and
+    one dimension more, for unit queries with a 1 appended, by inner product; the provenance entry `search` says so. An
+    interrupted migration goes on when called again.
 
     Args:
         source: URI of the old gallery; a bare path is a store.
-        transformer: A map of direction `old-to-new`.
+        transformer: A map of direction `old-to-new`; or `new-to-old` with a correction, which leaves the vectors in
+            the old space and is what their extra dimension is for.
         target: URI of the gallery to write.
+        correction: Whether to write the transformer's correction, if it carries one.
         batch_rows: Rows in memory at a time.
         on_rows: Called with (rows done, rows in all).
 
@@ -54,22 +65,29 @@ def migrate_gallery(
     if locate(source) == locate(target):
         raise ValueError(f"source and target are both {source}; the old gallery is never overwritten, name another")
     gallery = open_source(source)
-    require_mappable(gallery, transformer, source)
+    served = transformer if correction else transformer.without_correction()
+    require_mappable(gallery, served, source)
+    source_digest = digest(source)
     provenance = {
         "migrated_from": source,
         "source_rows": len(gallery),
-        "source_digest": digest(source),
-        "source_space": transformer.source.to_dict(),
+        "source_digest": source_digest,
+        "source_space": served.gallery_space.to_dict(),
         "transformer": {"family": transformer.family, "digest": transformer.digest()},
+        **({SEARCH: search_record(served)} if served.correction else {}),
     }
-    written = open_target(target, transformer.target, provenance)
+    offsets = served.known_offsets(source_digest, len(gallery))
+    written = open_target(target, served.served_space, provenance)
     try:
         before = written.rows_committed
         if not written.finished:
             done = before
             for number, batch in enumerate(gallery.scan(batch_rows, start=before), start=1):
-                written.write(batch._replace(vectors=transformer.transform(batch.vectors)))
-                done += len(batch.vectors)
+                rows = slice(done, done + len(batch.vectors))
+                known = None if offsets is None else offsets[rows]
+                vectors = served.serve_gallery(batch.vectors, batch.items["item_id"], offsets=known)
+                written.write(batch._replace(vectors=vectors))
+                done = rows.stop
                 if number % BATCHES_PER_COMMIT == 0:
                     written.commit()
                 if on_rows:
@@ -77,15 +95,15 @@ def migrate_gallery(
             written.finish()
     finally:
         written.close()
-    check = verify_migration(gallery, transformer, open_source(target))
+    check = verify_migration(gallery, served, open_source(target), offsets=offsets)
     return MigrationResult(source, target, len(gallery), before, check)
 
 
 def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str) -> None:
-    """Make sure that a transformer maps this gallery.
+    """Make sure that a transformer changes this gallery: maps it, or corrects it.
 
     Raises:
-        WrongSpace: If it maps queries, or another space.
+        WrongSpace: If it maps queries and corrects nothing, or is of another space.
         ValueError: If the gallery is empty, or cannot tell its space.
     """
     if not len(gallery):
@@ -95,4 +113,7 @@ def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str)
             f"{uri} does not tell which model made its vectors; make a store of it with python -m stores.convert and "
             "--space-name, and migrate that"
         )
-    transformer.require("old-to-new", gallery.space)
+    if transformer.direction == "new-to-old" and transformer.correction:
+        transformer.require("new-to-old", transformer.source, gallery.space)
+    else:
+        transformer.require("old-to-new", gallery.space)

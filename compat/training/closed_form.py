@@ -5,34 +5,54 @@ Sums over disjoint folds add up, so what is fitted without a fold is a sum over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from compat.neighbors import unit_rows
 from compat.options import Direction, FitOptions
 from compat.pairs import BLOCK_ROWS, Pairs
-from compat.training.selection import HeldOutRetrieval, HeldOutScore, Map, average, identity_folds
-from compat.transformers.linear import IdentityMap, Moments, RidgePath, fit_procrustes, total
+from compat.training.candidates import Candidate, climb, solve
+from compat.training.moments import Moments, Preparation, total
+from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, Map, Ranked, identity_folds
+from compat.training.solutions import Solutions
+from compat.transformers.linear import LinearMap
 
 ONLY_FOLD_STRENGTH = 1.0
 """Strength where nothing can be held out to choose it by: as much penalty as the mean variance."""
-RIDGE_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+ALL_QUERIES = 3000
+"""Held-out queries asked, over all folds: they tell reciprocal ranks apart that differ by a hundredth."""
+CENTRE_PAIRS = 10_000
+"""The centre that directions are seen from is the mean of so many pairs at most; it need not be exact."""
 
 
 class Fitted(NamedTuple):
-    """A fitted network, its score on held-out pairs (None when there were too few), facts for the card, warnings."""
+    """A fitted network and how it came about.
+
+    Attributes:
+        network: The map.
+        held_out: Its score on held-out pairs; None where there were too few.
+        facts: For the card.
+        notes: What the user should know.
+        family: The family it is of.
+        correction: Strength of the hubness correction it is to be served with.
+    """
 
     network: nn.Module
     held_out: HeldOutScore | None
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    family: str = ""
+    correction: float = 0.0
 
 
 def as_map(network: nn.Module) -> Map:
     """A network as a function of arrays, float32 [n, d_source] to [n, d_target]."""
+    if isinstance(network, LinearMap):
+        return network.folded()
 
     def apply(vectors: np.ndarray) -> np.ndarray:
         network.eval()
@@ -42,57 +62,152 @@ def as_map(network: nn.Module) -> Map:
     return apply
 
 
-def fit_closed_form(pairs: Pairs, options: FitOptions) -> Fitted:
-    """Fit identity, procrustes or ridge; ridge takes the strength of best held-out reciprocal rank."""
-    folds = identity_folds(pairs, options.folds, seed=options.seed)
-    moments = _fold_moments(pairs, folds, options)
-    judges = [
-        HeldOutRetrieval(pairs, np.flatnonzero(folds == fold), options.direction, seed=options.seed)
-        for fold in range(len(moments))
-    ]
-    if len(moments) < 2:
-        facts = {"strength": ONLY_FOLD_STRENGTH} if options.transformer == "ridge" else {}
-        return Fitted(_solver(options, ONLY_FOLD_STRENGTH)(moments[0]), None, facts)
-    rests = [total(moments[:fold] + moments[fold + 1 :]) for fold in range(len(moments))]
-    if options.transformer != "ridge":
-        solve = _solver(options, 0.0)
-        scores = [judge.score(as_map(solve(rest))) for judge, rest in zip(judges, rests, strict=True)]
-        return Fitted(solve(total(moments)), average(scores), {})
-    paths = [RidgePath.of(rest) for rest in rests]
-    by_strength = {
-        strength: average([j.score(as_map(p.solve(strength))) for j, p in zip(judges, paths, strict=True)])
-        for strength in RIDGE_STRENGTHS
-    }
-    best = max(by_strength, key=lambda strength: (by_strength[strength].mean_reciprocal_rank, strength))
-    curve = [{"strength": s, **score.to_dict()} for s, score in by_strength.items()]
-    network = RidgePath.of(total(moments)).solve(best)
-    return Fitted(network, by_strength[best], {"strength": best, "strengths": curve})
+def prepare(pairs: Pairs, options: FitOptions) -> Preparation:
+    """How source vectors are read: `centred_unit` sees directions from the mean of a seeded sample of the pairs."""
+    source = pairs.spaces(options.direction)[0]
+    centre = np.zeros(source.dim, np.float32)
+    if options.inputs == "centred_unit" and len(pairs) > 1:
+        sample = np.sort(np.random.default_rng(options.seed).permutation(len(pairs))[:CENTRE_PAIRS])
+        centre = unit_rows(pairs.take(sample, options.direction)[0]).mean(axis=0)
+    return Preparation(centre, intercept=options.inputs != "raw")
 
 
-def fit_ridge_on(pairs: Pairs, direction: Direction, strength: float = 0.1) -> nn.Module:
+class CrossValidation:
+    """The closed forms fitted without each fold of the pairs, and judges that know what was left out.
+
+    Args:
+        pairs: All pairs.
+        options: Direction, inputs, folds, seed.
+        target: Whether whitened maps will be asked for.
+        distractors: A gallery beyond the pairs, for the judges.
+
+    Raises:
+        ValueError: If a pair holds NaN or infinity.
+    """
+
+    def __init__(
+        self, pairs: Pairs, options: FitOptions, *, target: bool, distractors: Distractors | None = None
+    ) -> None:
+        self.pairs, self.options, self._distractors = pairs, options, distractors
+        self.folds = identity_folds(pairs, options.folds, seed=options.seed)
+        self._preparation = prepare(pairs, options)
+        self._moments = fold_moments(pairs, self.folds, options.direction, self._preparation, target=target)
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are two folds at least."""
+        return len(self._moments) > 1
+
+    @cached_property
+    def whole(self) -> Solutions:
+        """Fitted to all pairs."""
+        return Solutions(total(self._moments), self._preparation)
+
+    @cached_property
+    def without(self) -> list[Solutions]:
+        """Fitted to all pairs but those of each fold."""
+        parts = self._moments
+        return [Solutions(total(parts[:f] + parts[f + 1 :]), self._preparation) for f in range(len(parts))]
+
+    @cached_property
+    def judges(self) -> list[HeldOutRetrieval]:
+        """A judge for each fold, which share the queries that are asked."""
+        most_queries = ALL_QUERIES // len(self._moments)
+        return [self.judge(fold, most_queries=most_queries) for fold in range(len(self._moments))]
+
+    def judge(self, fold: int, **limits: int) -> HeldOutRetrieval:
+        """A judge of one fold, with other limits than usual."""
+        held_out = np.flatnonzero(self.folds == fold)
+        return HeldOutRetrieval(
+            self.pairs,
+            held_out,
+            self.options.direction,
+            seed=self.options.seed,
+            distractors=self._distractors,
+            **limits,
+        )
+
+    def rank(self, candidate: Candidate, corrections: tuple[float, ...]) -> list[Ranked]:
+        """Ranks of all held-out queries, fold after fold, for each strength of correction."""
+        found = [
+            judge.rank(as_map(candidate.solve(solutions)), corrections)
+            for judge, solutions in zip(self.judges, self.without, strict=True)
+        ]
+        return [
+            Ranked(*(np.concatenate(columns) for columns in zip(*(fold[place] for fold in found), strict=True)))
+            for place in range(len(corrections))
+        ]
+
+
+def fit_closed_form(pairs: Pairs, options: FitOptions, distractors: Distractors | None = None) -> Fitted:
+    """Fit a family that has a closed form, with the settings of best held-out reciprocal rank."""
+    family, correction = options.transformer, options.correction or 0.0
+    validation = CrossValidation(pairs, options, target=family == "whitened", distractors=distractors)
+    dims = min(validation.whole.dims)
+    if options.strength is not None or not validation.possible:
+        settings: dict[str, Any] = {"strength": options.strength or ONLY_FOLD_STRENGTH}
+        if family in ("identity", "procrustes"):
+            settings = {}
+        if family == "reduced_rank":
+            settings["rank"] = max(1, dims // 2)
+        return Fitted(solve(family, validation.whole, **settings), None, settings, (), family, correction)
+    ranked: dict[Candidate, Ranked] = {}
+
+    def score(candidate: Candidate) -> float:
+        ranked[candidate] = validation.rank(candidate, (correction,))[0]
+        return float(ranked[candidate].reciprocal_ranks.mean())
+
+    best = climb(family, score)
+    judge = validation.judges[0]
+    facts: dict[str, Any] = best.settings(dims)
+    if best.steps:
+        facts["search"] = [
+            {**candidate.settings(dims), **judge.summary([ranks]).to_dict()} for candidate, ranks in ranked.items()
+        ]
+    return Fitted(best.solve(validation.whole), judge.summary([ranked[best]]), facts, (), family, correction)
+
+
+def fit_ridge_on(pairs: Pairs, direction: Direction, strength: float = 0.1) -> LinearMap:
     """Ridge of one strength on all the pairs, without cross-validation."""
-    source, target = pairs.spaces(direction)
-    moments = Moments.zero(source.dim, target.dim)
-    for x, y in pairs.blocks(direction):
-        moments.add(x, y)
-    return RidgePath.of(moments).solve(strength)
+    options = FitOptions(transformer="ridge", direction=direction)
+    preparation = prepare(pairs, options)
+    moments = fold_moments(pairs, np.zeros(len(pairs), np.int64), direction, preparation)
+    return Solutions(moments[0], preparation).ridge(strength)
 
 
-def _solver(options: FitOptions, strength: float) -> Callable[[Moments], nn.Module]:
-    return {
-        "identity": lambda m: IdentityMap(len(m.x_sum), len(m.y_sum)),
-        "procrustes": fit_procrustes,
-        "ridge": lambda m: RidgePath.of(m).solve(strength),
-    }[options.transformer]
+def fold_moments(
+    pairs: Pairs, folds: np.ndarray, direction: Direction, preparation: Preparation, *, target: bool = False
+) -> list[Moments]:
+    """Moments of each fold's pairs, in one pass.
 
+    Args:
+        pairs: [n].
+        folds: The fold of each pair, int64 [n].
+        direction: Which side is the source.
+        preparation: How source vectors are read.
+        target: Whether the target's own products are wanted.
 
-def _fold_moments(pairs: Pairs, folds: np.ndarray, options: FitOptions) -> list[Moments]:
-    source, target = pairs.spaces(options.direction)
-    moments = [Moments.zero(source.dim, target.dim) for _ in range(folds.max() + 1)]
+    Raises:
+        ValueError: If a vector holds NaN or infinity.
+    """
+    source, into = pairs.spaces(direction)
+    moments = [Moments.zero(source.dim, into.dim, target=target) for _ in range(folds.max() + 1)]
     for start in range(0, len(pairs), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(pairs)))
-        x, y = pairs.take(rows, options.direction)
-        for fold in np.unique(folds[rows]):
-            mine = folds[rows] == fold
-            moments[fold].add(x[mine], y[mine])
+        x, y = pairs.take(rows, direction)
+        for side in (x, y):
+            if not np.isfinite(side.sum()):
+                bad = np.flatnonzero(~np.isfinite(side).all(axis=1))
+                if len(bad):
+                    name = "" if pairs.item_ids is None else f" (item {pairs.item_ids[int(start + bad[0])]!r})"
+                    raise ValueError(f"pair {start + bad[0]}{name} holds NaN or infinity; leave that item out")
+        x, y = preparation(x), unit_rows(y)
+        weights = None if pairs.weights is None else pairs.weights[rows]
+        here = folds[rows]
+        if here.min() == here.max():
+            moments[here[0]].add(x, y, weights)
+            continue
+        for fold in np.unique(here):
+            mine = here == fold
+            moments[fold].add(x[mine], y[mine], None if weights is None else weights[mine])
     return moments

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
+from compat.neighbors import unit_rows
 from compat.options import FitOptions
 from compat.pairs import Pairs
+from compat.training.candidates import CLOSED_FORMS
 from compat.training.closed_form import fit_closed_form
 from compat.training.gradient import OnEpoch, fit_network
-from compat.transformers import known_family
-from compat.transformers.artefact import Transformer
-
-CLOSED_FORMS = ("identity", "procrustes", "ridge")
+from compat.training.ladder import OnCandidate, fit_best
+from compat.training.selection import Distractors, bank_pairs
+from compat.transformers import CHOICES, known_family
+from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.hubness import MOST_BANK, HubnessCorrection, item_hashes
+from stores.store import EmbeddingStore
 
 
 def fit_transformer(
     pairs: Pairs,
     options: FitOptions | None = None,
     *,
+    gallery: Distractors | None = None,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    on_candidate: OnCandidate | None = None,
 ) -> Transformer:
     """Fit a map between the two spaces of the pairs.
 
     Args:
         pairs: The same items embedded by both models (`compat.pairs.join_pairs`).
-        options: Family, direction and how to train; ridge from new to old by default.
+        options: Family, direction and how to train; the best family from new to old by default.
+        gallery: Old vectors beyond the pairs, among which held-out pairs must be found too.
         checkpoint: For networks: a file to go on from after an interruption.
         on_epoch: For networks: called with each epoch's record.
+        on_candidate: For auto: called with a line for each family searched.
 
     Returns:
         The transformer. `training["held_out"]` is its retrieval on pairs that the map did not see, `training["notes"]`
@@ -38,14 +48,17 @@ def fit_transformer(
         ValueError: If the family is unknown or the pairs do not suffice.
     """
     options = options or FitOptions()
-    known_family(options.transformer)
+    known_family(options.transformer, CHOICES)
     if not len(pairs):
         raise ValueError("a map cannot be fitted to 0 pairs; at least 1 is needed")
     source, target = pairs.spaces(options.direction)
-    if options.transformer in CLOSED_FORMS:
-        fitted = fit_closed_form(pairs, options)
+    if options.transformer == "auto":
+        fitted = fit_best(pairs, options, distractors=gallery, on_candidate=on_candidate)
+    elif options.transformer in CLOSED_FORMS:
+        fitted = fit_closed_form(pairs, options, gallery)
     else:
         fitted = fit_network(pairs, options, checkpoint=checkpoint, on_epoch=on_epoch)
+        fitted = fitted._replace(family=options.transformer, correction=options.correction or 0.0)
     notes = list(fitted.notes)
     if len(pairs) < source.dim:
         notes.append(f"{len(pairs)} pairs are few for {source.dim} dimensions; more pairs are the surest improvement")
@@ -57,4 +70,40 @@ def fit_transformer(
         **fitted.facts,
         "notes": notes,
     }
-    return Transformer(options.transformer, options.direction, source, target, fitted.network, training)
+    plain = Transformer(fitted.family, options.direction, source, target, fitted.network, training)
+    return with_correction(plain, pairs, fitted.correction, seed=options.seed)
+
+
+def with_gallery(transformer: Transformer, gallery: EmbeddingStore) -> Transformer:
+    """The same transformer with the offsets of its hubness correction computed for a gallery; itself without one.
+
+    Raises:
+        WrongSpace: If the gallery is not in the old model's space.
+    """
+    if transformer.correction is None:
+        return transformer
+    correction, direction = transformer.correction, transformer.direction
+    old = transformer.target if direction == "new-to-old" else transformer.source
+    if gallery.space != old:
+        raise WrongSpace(f"the gallery {gallery.path} is in {gallery.space}, expected the old model's space, {old}")
+    ids, first, offsets = gallery.items["item_id"], 0, []
+    for batch in gallery.batches(gallery.chunk_rows):
+        vectors = transformer.transform(batch.vectors) if direction == "old-to-new" else batch.vectors
+        offsets.append(correction.offsets(vectors, ids.slice(first, len(vectors))))
+        first += len(vectors)
+    galleries = {**correction.galleries, gallery.digest(): np.concatenate(offsets)}
+    return replace(transformer, correction=replace(correction, galleries=galleries))
+
+
+def with_correction(transformer: Transformer, pairs: Pairs, strength: float, *, seed: int = 0) -> Transformer:
+    """The same map with a hubness correction of this strength, its bank drawn from the pairs; none where it is 0."""
+    correction = None
+    if strength:
+        chosen = bank_pairs(pairs, most=MOST_BANK, seed=seed)
+        new, old = pairs.take(chosen, "new-to-old")
+        queries = transformer.transform(new) if transformer.direction == "new-to-old" else new
+        ids = pairs.item_ids
+        items = np.empty(0, np.uint64) if ids is None else item_hashes(ids.gather(chosen))
+        bank, old_bank = (unit_rows(side).astype(np.float16).astype(np.float32) for side in (queries, old))
+        correction = HubnessCorrection(strength, bank, old_bank, items)
+    return replace(transformer, correction=correction)

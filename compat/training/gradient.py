@@ -14,31 +14,46 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.checkpoint import load_training_state, save_training_state
-from compat.options import FitOptions
+from backbones.checkpoint import load_training_state, save_training_state, tensor_digest
+from compat.options import Direction, FitOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import Fitted, as_map, fit_ridge_on
-from compat.training.interpolation import NO_SAMPLES, TrainingRows, plan_synthetic
-from compat.training.losses import compatibility_loss
+from compat.training.interpolation import NO_SAMPLES, SyntheticSamples, TrainingRows, plan_synthetic
+from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms, imbalance
 from compat.training.selection import HeldOutRetrieval, HeldOutScore, identity_folds
 from compat.transformers import TRANSFORMERS
+from compat.transformers.linear import LinearMap
+from compat.transformers.residual_mlp import ResidualMLP
 
 WARMUP_SHARE = 0.05
 PATIENCE = 8  # epochs without a better held-out score before training stops
+
+AFFINE_RATE_SCALE = 0.1  # the affine part of a residual_mlp is fitted already, the rest starts from nothing
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
 
 def fit_network(
-    pairs: Pairs, options: FitOptions, *, checkpoint: Path | None = None, on_epoch: OnEpoch | None = None
+    pairs: Pairs,
+    options: FitOptions,
+    *,
+    start: LinearMap | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Fitted:
-    """Train mlp or msresnet on all folds but one; keep the epoch that retrieves that fold best.
+    """Train mlp, msresnet or residual_mlp on all folds but one; keep the epoch that retrieves that fold best.
+
+    A residual_mlp starts at an affine map, which is judged first: where no epoch retrieves better, that map is what
+    comes back, as a network whose residual is zero.
 
     Args:
-        pairs: Real pairs.
+        pairs: Real pairs; `weights` of theirs say how much each counts in the loss.
         options: Loss weights, synthetic identities, schedule, steps.
+        start: For residual_mlp: an affine map fitted to the training folds alone, which predicts targets at their raw
+            length. Ridge by default.
         checkpoint: A file to go on from and to write after each epoch; the result is that of an uninterrupted run.
-        on_epoch: Called with each epoch's record: losses, learning rate, held-out scores, pairs per second.
+        on_epoch: Called with each epoch's record: losses, gradients of their weighted terms, learning rate, held-out
+            scores, pairs per second.
 
     Raises:
         ValueError: If the pairs cannot be divided, the loss becomes NaN, or the checkpoint is of another run.
@@ -52,8 +67,10 @@ def fit_network(
     judge = HeldOutRetrieval(pairs, np.flatnonzero(folds == 0), options.direction, seed=options.seed)
     real = pairs.select(np.flatnonzero(folds != 0))
     synthetic = plan_synthetic(real, options.interpolation, options.direction, seed=options.seed)
-    training = _Training(real, synthetic, judge, options)
-    run = {"options": asdict(options), "pairs": pairs.fingerprint()} if checkpoint is not None else {}
+    training = _Training(real, synthetic, judge, options, start)
+    run: dict[str, Any] = {}
+    if checkpoint is not None:
+        run = {"options": asdict(options), "pairs": pairs.fingerprint(), "start": training.start_digest}
     if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint, run)
     while not training.finished:
@@ -63,43 +80,90 @@ def fit_network(
         if checkpoint is not None:
             training.save(checkpoint, run)
     facts: dict[str, Any] = {"epochs": training.history, "best_epoch": training.best_epoch}
-    notes = [note for note in (synthetic.note,) if note]
     if options.interpolation.pairing != "none":
         facts["synthetic"] = {"samples": len(synthetic), "rate": synthetic.rate}
-    if all(space.normalized for space in pairs.spaces(options.direction)):
-        notes.append("both sides are normalised: the cosine and the squared distance are one loss, their weights void")
+    if training.start is not None:
+        facts |= {"start": training.start.to_dict(), "returned_start": training.best_epoch < 0}
     linear = judge.score(as_map(fit_ridge_on(real, options.direction)))
     facts["linear_baseline"] = linear.to_dict()
-    if linear.mean_reciprocal_rank >= training.best.mean_reciprocal_rank:
-        notes.append(
-            f"a plain linear map is at least as good on the held-out pairs (ridge: reciprocal rank "
-            f"{linear.mean_reciprocal_rank:.3f}, {options.transformer}: {training.best.mean_reciprocal_rank:.3f}); "
-            "use --transformer ridge"
+    notes = (synthetic.note, _about_terms(pairs, training, options), _about_lines(linear, training, options))
+    return Fitted(training.best_network, training.best, facts, tuple(note for note in notes if note))
+
+
+def _about_terms(pairs: Pairs, training: _Training, options: FitOptions) -> str:
+    if all(space.normalized for space in pairs.spaces(options.direction)):
+        return "both sides are normalised: the cosine and the squared distance are one loss, their weights void"
+    norms = [[record["cosine_gradient"], record["mse_gradient"]] for record in training.history]
+    return imbalance(GradientNorms(*np.median(norms, axis=0).tolist()), options.loss)
+
+
+def _about_lines(linear: HeldOutScore, training: _Training, options: FitOptions) -> str:
+    if training.start is not None and training.best_epoch < 0:
+        return (
+            f"the learned residual added nothing on the held-out pairs in {len(training.history)} epochs (reciprocal "
+            f"rank {training.start.mean_reciprocal_rank:.3f} without it); the affine map is what is saved"
         )
-    return Fitted(training.best_network, training.best, facts, tuple(notes))
+    if linear.mean_reciprocal_rank < training.best.mean_reciprocal_rank:
+        return ""
+    return (
+        f"a plain linear map is at least as good on the held-out pairs (ridge: reciprocal rank "
+        f"{linear.mean_reciprocal_rank:.3f}, {options.transformer}: {training.best.mean_reciprocal_rank:.3f}); "
+        "use --transformer ridge"
+    )
+
+
+def _ridge_start(pairs: Pairs, direction: Direction) -> LinearMap:
+    # Ridge predicts unit vectors; the network's loss compares with raw ones.
+    lengths = sum(float(np.linalg.norm(target, axis=1).sum()) for _, target in pairs.blocks(direction))
+    return fit_ridge_on(pairs, direction).scaled(lengths / len(pairs))
 
 
 class _Training:
     """One run: network, optimiser and position, which is all that a checkpoint holds."""
 
-    def __init__(self, real: Pairs, synthetic: Any, judge: HeldOutRetrieval, options: FitOptions) -> None:
+    def __init__(
+        self,
+        real: Pairs,
+        synthetic: SyntheticSamples,
+        judge: HeldOutRetrieval,
+        options: FitOptions,
+        start: LinearMap | None,
+    ) -> None:
         self.options, self.judge = options, judge
         self.rows = TrainingRows(real, synthetic, options.direction)
         self.rows_real = TrainingRows(real, NO_SAMPLES, options.direction)
         self.real = real
-        source, target = real.spaces(options.direction)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            self.network = TRANSFORMERS[options.transformer](source.dim, target.dim)
+        self.weights = _row_weights(real, synthetic)
+        self.network = self._new_network(start)
+        self.best_network: nn.Module = copy.deepcopy(self.network)
+        self.best, self.best_epoch = HeldOutScore(judge.kind, 0, 0, 0.0, -1.0), -1
+        self.start: HeldOutScore | None = None
+        self.start_digest = ""
+        if isinstance(self.network, ResidualMLP):
+            self.best = self.start = judge.score(as_map(self.best_network))
+            self.start_digest = tensor_digest(self.network.affine.state_dict())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.network.to(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.learning_rate, fused=True)
-        self.best_network: nn.Module = copy.deepcopy(self.network).cpu()
-        self.best = HeldOutScore(judge.kind, 0, 0, 0.0, -1.0)
-        self.best_epoch = -1
+        self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True)
         self.history: list[dict[str, Any]] = []
         self.steps = sum(self._batch_count(epoch) for epoch in range(options.epochs))
         self.step = 0
+
+    def _new_network(self, start: LinearMap | None) -> nn.Module:
+        options = self.options
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            if options.transformer == "residual_mlp":
+                return ResidualMLP.starting_at(start or _ridge_start(self.real, options.direction))
+            source, target = self.real.spaces(options.direction)
+            return TRANSFORMERS[options.transformer](source.dim, target.dim)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        if not isinstance(self.network, ResidualMLP):
+            return [{"params": list(self.network.parameters()), "rate_scale": 1.0}]
+        affine = list(self.network.affine.parameters())
+        rest = [*self.network.hidden.parameters(), *self.network.output.parameters()]
+        return [{"params": affine, "rate_scale": AFFINE_RATE_SCALE}, {"params": rest, "rate_scale": 1.0}]
 
     @property
     def finished(self) -> bool:
@@ -120,24 +184,31 @@ class _Training:
         """Train one epoch, judge it, and return its record."""
         number = len(self.history)
         started = time.perf_counter()
-        sums, seen, rate = np.zeros(3), 0, 0.0
+        sums, mass, seen, rate = np.zeros(3), 0.0, 0, 0.0
+        norms: GradientNorms | None = None
         rows = self._rows_of(number)
         self.network.train()
         for batch in self._batches(rows, number):
             rate = self._learning_rate()
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate_scale"]
             source, target = (torch.from_numpy(side).to(self.device) for side in rows.take(batch))
-            terms = compatibility_loss(self.network(source), target, self.options.loss)
+            weights = None if self.weights is None else torch.from_numpy(self.weights[batch]).to(self.device)
+            predicted = self.network(source)
+            if norms is None:  # one batch of an epoch shows the balance, at no cost worth naming
+                norms = gradient_norms(predicted, target, self.options.loss, self.network.parameters(), weights)
+            terms = compatibility_loss(predicted, target, self.options.loss, weights)
             self.optimizer.zero_grad()
             terms.total.backward()
             self.optimizer.step()
             self.step += 1
-            sums += np.array([float(term.detach()) for term in terms]) * len(batch)
+            share = len(batch) if weights is None else float(weights.sum())
+            sums += np.array([float(term.detach()) for term in terms]) * share
+            mass += share
             seen += len(batch)
         if not np.isfinite(sums).all():
             raise ValueError(
-                f"the loss became {sums[0] / seen} in epoch {number + 1}; lower learning_rate "
+                f"the loss became {sums[0] / mass} in epoch {number + 1}; lower learning_rate "
                 f"({self.options.learning_rate}) or loss.mse_weight ({self.options.loss.mse_weight})"
             )
         seconds = time.perf_counter() - started
@@ -145,12 +216,14 @@ class _Training:
         score = self.judge.score(as_map(frozen))
         if score.mean_reciprocal_rank > self.best.mean_reciprocal_rank:
             self.best, self.best_epoch, self.best_network = score, number, frozen
-        loss, cosine, mse = (sums / seen).tolist()
+        loss, cosine, mse = (sums / mass).tolist()
         record = {
             "epoch": number + 1,
             "loss": loss,
             "cosine_loss": cosine,
             "squared_distance": mse,
+            "cosine_gradient": norms.cosine if norms else 0.0,
+            "mse_gradient": norms.mse if norms else 0.0,
             "learning_rate": rate,
             "held_out_recall_at_1": score.recall_at_1,
             "held_out_reciprocal_rank": score.mean_reciprocal_rank,
@@ -205,3 +278,12 @@ class _Training:
             raise ValueError(f"{path} is of a run with other options or pairs; remove it or name another --out")
         self.step, self.history = progress["step"], progress["history"]
         self.best, self.best_epoch = HeldOutScore(**progress["best"]), progress["best_epoch"]
+
+
+def _row_weights(real: Pairs, synthetic: SyntheticSamples) -> np.ndarray | None:
+    """How much each of `TrainingRows` counts, float32; a synthetic sample as much as its two parents on average."""
+    weights = getattr(real, "weights", None)
+    if weights is None:
+        return None
+    mixed = (weights[synthetic.first] + weights[synthetic.second]) / 2
+    return np.concatenate([weights, mixed]).astype(np.float32)

@@ -1,13 +1,20 @@
-"""What a transformer network learns from: weighted cosine and squared distance between mapped and wanted vectors."""
+"""What a transformer network learns from: weighted cosine and squared distance between mapped and wanted vectors.
+
+Shapes: b pairs in a batch, dimension d of the target space.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from compat.options import LossWeights
+
+SWAMPED = 50.0
+"""Times the other term's gradient from which a term leaves the other nothing to say."""
 
 
 class LossTerms(NamedTuple):
@@ -18,17 +25,30 @@ class LossTerms(NamedTuple):
     mse: torch.Tensor
 
 
-def cosine_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of 1 - cos(predicted, target), between 0 and 2, for [b, d] tensors."""
-    return 1.0 - nn.functional.cosine_similarity(predicted, target, dim=1).mean()
+class GradientNorms(NamedTuple):
+    """2-norms of the gradients of cosine_weight * (1 - cos) and of mse_weight * squared distance."""
+
+    cosine: float
+    mse: float
 
 
-def squared_distance_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of the squared 2-norm of predicted - target, summed over dimensions, for [b, d] tensors."""
-    return (predicted - target).square().sum(dim=1).mean()
+def cosine_loss(
+    predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over the batch of 1 - cos(predicted, target), between 0 and 2, for [b, d] tensors; weighted by [b]."""
+    return 1.0 - _mean(nn.functional.cosine_similarity(predicted, target, dim=1), pair_weights)
 
 
-def compatibility_loss(predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights) -> LossTerms:
+def squared_distance_loss(
+    predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over the batch of |predicted - target|^2, summed over dimensions, for [b, d] tensors; weighted by [b]."""
+    return _mean((predicted - target).square().sum(dim=1), pair_weights)
+
+
+def compatibility_loss(
+    predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights, pair_weights: torch.Tensor | None = None
+) -> LossTerms:
     """cosine_weight * (1 - cos) + mse_weight * squared distance.
 
     On unit vectors the squared distance is 2 (1 - cos): the two terms are then one, and weighing them says nothing.
@@ -37,13 +57,75 @@ def compatibility_loss(predicted: torch.Tensor, target: torch.Tensor, weights: L
         predicted: The map's raw output, float [b, d].
         target: The raw vectors wanted, float [b, d].
         weights: Weights of the two terms.
+        pair_weights: How much each pair counts, float [b], not negative; all alike by default.
 
     Raises:
-        ValueError: If the shapes differ or are not [b, d].
+        ValueError: If the shapes differ or are not [b, d], or there is not one weight for each pair.
     """
     if predicted.ndim != 2 or predicted.shape != target.shape:
         raise ValueError(
             f"predicted and target must both be [b, d], found {list(predicted.shape)} and {list(target.shape)}"
         )
-    cosine, mse = cosine_loss(predicted, target), squared_distance_loss(predicted, target)
+    if pair_weights is not None and pair_weights.shape != predicted.shape[:1]:
+        raise ValueError(
+            f"pair_weights must be [{len(predicted)}], one for each pair, found {list(pair_weights.shape)}"
+        )
+    cosine = cosine_loss(predicted, target, pair_weights)
+    mse = squared_distance_loss(predicted, target, pair_weights)
     return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)
+
+
+def gradient_norms(
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    weights: LossWeights,
+    parameters: Iterable[torch.Tensor],
+    pair_weights: torch.Tensor | None = None,
+) -> GradientNorms:
+    """How strongly each weighted term pulls at the parameters.
+
+    The parameters are where the terms compete: the gradient at the output can be large in directions that no
+    parameter follows. The graph is kept, so that another loss of the same output can still be differentiated.
+
+    Args:
+        predicted: The map's raw output, float [b, d].
+        target: The raw vectors wanted, float [b, d].
+        weights: Weights of the two terms.
+        parameters: What `predicted` was computed from; those that do not require a gradient are left out.
+        pair_weights: How much each pair counts, float [b].
+
+    Raises:
+        ValueError: As `compatibility_loss` does.
+    """
+    terms = compatibility_loss(predicted, target, weights, pair_weights)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+
+    def norm(weight: float, term: torch.Tensor) -> float:
+        if weight == 0:
+            return 0.0
+        gradients = torch.autograd.grad(term, trained, retain_graph=True, materialize_grads=True)
+        return weight * float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+
+    return GradientNorms(norm(weights.cosine_weight, terms.cosine), norm(weights.mse_weight, terms.mse))
+
+
+def imbalance(norms: GradientNorms, weights: LossWeights) -> str:
+    """A line that says which term swamps the other and which weight would balance them; empty where neither does."""
+    if min(norms) <= 0 or max(norms) <= SWAMPED * min(norms):
+        return ""
+    ratio = norms.mse / norms.cosine
+    larger, smaller, times = (
+        ("squared distance", "cosine", ratio) if ratio > 1 else ("cosine", "squared distance", 1 / ratio)
+    )
+    return (
+        f"the {larger} swamps the {smaller}: its weighted gradient is {times:.0f} times as long; "
+        f"set loss.mse_weight to about {weights.mse_weight / ratio:.1g} (it is {weights.mse_weight:g}) to balance them"
+    )
+
+
+def _mean(values: torch.Tensor, pair_weights: torch.Tensor | None) -> torch.Tensor:
+    if pair_weights is None:
+        return values.mean()
+    total = pair_weights.sum()
+    # a batch may consist of pairs that count for nothing: it then has no gradient, rather than NaN
+    return (values * pair_weights).sum() / (total + (total == 0))

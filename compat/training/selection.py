@@ -1,20 +1,64 @@
-"""Judging a map on pairs it was not fitted to, by retrieval; nothing here ever sees the queries under test."""
+"""Judging maps on pairs they were not fitted to, by retrieval; nothing here ever sees the queries under test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from compat.metrics.retrieval import ArrayRows, Relevance, relevant_ranks, retrieval_scores
+from compat.metrics.retrieval import TIE
+from compat.neighbors import unit_rows
 from compat.options import Direction
-from compat.pairs import Pairs
+from compat.pairs import Pairs, of_one_type
+from compat.transformers.hubness import nearest_mean
+from stores.store import EmbeddingStore
 
 MOST_QUERIES = 2000
 MOST_DISTRACTORS = 10_000
+MOST_BANK = 4000
+ENOUGH_QUERY_LIKE = 500
+"""From so many query-like pairs on, they alone show where hubs are; fewer tell less than all pairs do."""
 
 Map = Callable[[np.ndarray], np.ndarray]
+
+
+class Distractors(NamedTuple):
+    """A gallery beyond the pairs, in the old space: float [g, d_old], none of them an item of the pairs.
+
+    Labels are integer codes [g] as the pairs have them, or None; without, they cannot take part where relevance is by
+    label, because nobody could say which of them are right.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray | None = None
+
+
+def distractors_of(gallery: EmbeddingStore, pairs: Pairs, *, seed: int, most: int = MOST_DISTRACTORS) -> Distractors:
+    """A seeded sample of a gallery's items beyond the pairs, with the pairs' label codes where it has labels.
+
+    Raises:
+        ValueError: If the gallery is not in the old space of the pairs.
+    """
+    if gallery.space != pairs.old.space:
+        raise ValueError(
+            f"the gallery {gallery.path} is in {gallery.space}, expected the old model's space, {pairs.old.space}"
+        )
+    rows = np.arange(len(gallery))
+    if pairs.item_ids is not None:
+        ids, known = of_one_type(gallery.items["item_id"], pairs.item_ids)
+        rows = np.flatnonzero(~ids.is_in(known.implode()).to_numpy())
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+    labels = pairs.codes_of(gallery.items["label"].gather(rows)) if "label" in gallery.items.columns else None
+    return Distractors(gallery.take(rows), labels)
+
+
+class Ranked(NamedTuple):
+    """One over the rank of the first right neighbour, float64 [q], and the identity or item asked for, int64 [q]."""
+
+    reciprocal_ranks: np.ndarray
+    groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,66 +96,142 @@ def identity_folds(pairs: Pairs, folds: int, *, seed: int) -> np.ndarray:
     return (order % min(folds, count))[groups]
 
 
+def judged_by(pairs: Pairs) -> str:
+    """`label` where the labels of the pairs that are asked repeat, else `item`: every fold must answer this alike."""
+    if pairs.labels is None:
+        return "item"
+    asked = np.unique(pairs.labels[_askable(pairs)], return_inverse=True)[1]
+    repeats = np.bincount(asked)
+    return "label" if repeats[repeats > 1].sum() >= len(asked) / 2 else "item"
+
+
+def bank_pairs(pairs: Pairs, *, most: int, seed: int) -> np.ndarray:
+    """Numbers of the pairs whose queries show where hubs are, int64 [m <= most], a seeded sample in rising order."""
+    numbers = np.arange(len(pairs))
+    if pairs.query_like is not None and pairs.query_like.sum() >= ENOUGH_QUERY_LIKE:
+        numbers = np.flatnonzero(pairs.query_like)
+    return np.sort(np.random.default_rng(seed).permutation(numbers)[:most])
+
+
 class HeldOutRetrieval:
     """Scores maps on the held-out pairs: queries go through the map, or the gallery does, as the direction says.
 
     Of the views of one original item only the first takes part: finding another view of itself would prove nothing.
+    Where some pairs look like queries, only those are asked.
 
     Args:
         pairs: All pairs.
         held_out: Numbers of those that the maps were not fitted to, int64 [h]; queries come from them alone, while
             the gallery holds the other pairs' vectors too, as distractors.
         direction: Decides which side is mapped.
-        seed: Chooses the sample where there are more than `MOST_QUERIES` or `MOST_DISTRACTORS`.
+        seed: Chooses the samples where there is more than the limits below.
+        distractors: A gallery beyond the pairs; the more there are to confuse, the finer maps are told apart.
+        most_queries: Most queries asked.
+        most_distractors: Most vectors searched.
+        most_bank: Most queries that hubs are found by.
     """
 
-    def __init__(self, pairs: Pairs, held_out: np.ndarray, direction: Direction, *, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        held_out: np.ndarray,
+        direction: Direction,
+        *,
+        seed: int,
+        distractors: Distractors | None = None,
+        most_queries: int = MOST_QUERIES,
+        most_distractors: int = MOST_DISTRACTORS,
+        most_bank: int = MOST_BANK,
+    ) -> None:
         generator = np.random.default_rng(seed)
-        firsts = np.arange(len(pairs))
-        if pairs.originals is not None:
-            firsts = np.unique(pairs.originals, return_index=True)[1]
-        chosen = np.sort(generator.permutation(np.intersect1d(held_out, firsts))[:MOST_QUERIES])
-        others = np.setdiff1d(firsts, chosen)
-        others = np.sort(generator.permutation(others)[: max(0, MOST_DISTRACTORS - len(chosen))])
-        gallery = np.concatenate([chosen, others])
-        own = np.arange(len(chosen))
-        self._direction = direction
-        self._queries = pairs.take(chosen, "new-to-old")[0]
-        self._gallery = pairs.take(gallery, "new-to-old")[1]
-        self._relevance, self.kind = Relevance.by_item(own), "item"
-        if pairs.labels is not None:
-            # Labels that hardly repeat would leave almost no query to ask. Every fold must answer this alike.
-            repeats = np.bincount(np.unique(pairs.labels[firsts], return_inverse=True)[1])
-            if repeats[repeats > 1].sum() >= len(firsts) / 2:
-                self.kind = "label"
-                self._relevance = Relevance.by_label(pairs.labels[chosen], pairs.labels[gallery], own)
+        self.kind = judged_by(pairs)
+        self._direction: Direction = direction
+        by_label = self.kind == "label" and pairs.labels is not None
+        codes = pairs.labels if by_label and pairs.labels is not None else np.arange(len(pairs))
+        if distractors is None or (by_label and distractors.labels is None):
+            distractors = Distractors(np.empty((0, pairs.old.space.dim), np.float32), np.empty(0, np.int64))
+        chosen = np.sort(generator.permutation(np.intersect1d(held_out, _askable(pairs)))[:most_queries])
+        others = np.setdiff1d(_firsts(pairs), chosen)
+        room = max(0, most_distractors - len(chosen))
+        beyond = min(len(distractors.vectors), max(room - len(others), room // 2))
+        others = np.sort(generator.permutation(others)[: room - beyond])
+        picked = np.sort(generator.permutation(len(distractors.vectors))[:beyond])
+        fitted = np.setdiff1d(np.arange(len(pairs)), held_out)
+        bank = fitted[bank_pairs(pairs.select(fitted), most=most_bank, seed=seed)]
+        inside = np.concatenate([chosen, others])
+        self._queries, self._bank = (pairs.take(numbers, "new-to-old")[0] for numbers in (chosen, bank))
+        self._gallery = np.concatenate(
+            [pairs.take(inside, "new-to-old")[1], np.asarray(distractors.vectors[picked], np.float32)]
+        )
+        self._own = np.concatenate([_positions(inside, bank), np.full(beyond, -1)])
+        unknown = np.full(beyond, -1)
+        beyond_codes = distractors.labels[picked] if by_label and distractors.labels is not None else unknown
+        self._relevant = codes[chosen][:, None] == np.concatenate([codes[inside], beyond_codes])[None, :]
+        self._itself = np.arange(len(chosen)) if by_label else np.empty(0, np.int64)
+        self._relevant[self._itself, self._itself] = False
+        self._asked = self._relevant.any(axis=1)
+        self._groups = codes[chosen]
 
-    def score(self, transform: Map) -> HeldOutScore:
-        """Retrieval through a map of float32 [n, d_source] to [n, d_target]."""
-        queries, gallery = self._queries, self._gallery
+    @property
+    def asked(self) -> int:
+        """Queries that have something to find."""
+        return int(self._asked.sum())
+
+    def rank(self, transform: Map, corrections: Sequence[float] = (0.0,)) -> list[Ranked]:
+        """Ranks through a map of float32 [n, d_source] to [n, d_target], for each strength of hubness correction."""
+        queries, gallery, bank = self._queries, self._gallery, self._bank
         if self._direction == "new-to-old":
-            queries = transform(queries)
+            queries, bank = transform(queries), transform(bank) if any(corrections) else bank
         else:
             gallery = transform(gallery)
-        ranks = relevant_ranks(queries, ArrayRows(gallery), self._relevance)
-        scores = retrieval_scores(ranks, self._relevance)
-        asked = self._relevance.counts > 0
+        gallery = unit_rows(gallery)
+        product = unit_rows(queries) @ gallery.T
+        product[self._itself, self._itself] = -np.inf
+        hubness = 0.0
+        if any(corrections) and len(bank):
+            hubness = nearest_mean(gallery, unit_rows(bank), own=self._own)
+        found = []
+        for strength in corrections:
+            scores = product - np.float32(strength) * hubness if strength else product
+            found.append(Ranked(self._reciprocal_ranks(scores), self._groups[self._asked]))
+        return found
+
+    def _reciprocal_ranks(self, scores: np.ndarray) -> np.ndarray:
+        best = np.where(self._relevant, scores, -np.inf).max(axis=1, initial=-np.inf, keepdims=True)
+        ahead = ((scores >= best - TIE) & ~self._relevant).sum(axis=1)  # ties go against the query
+        return 1.0 / (1.0 + ahead[self._asked])
+
+    def score(self, transform: Map, correction: float = 0.0) -> HeldOutScore:
+        """Retrieval through a map, with a strength of hubness correction."""
+        return self.summary(self.rank(transform, (correction,)))
+
+    def summary(self, ranked: Sequence[Ranked]) -> HeldOutScore:
+        """The score of ranks found by this judge, or by judges of its kind for other folds."""
+        ranks = np.concatenate([r.reciprocal_ranks for r in ranked])
         return HeldOutScore(
             relevance=self.kind,
-            queries=int(asked.sum()),
-            gallery=len(gallery),
-            recall_at_1=float(scores.recall_at_1[asked].mean()) if asked.any() else 0.0,
-            mean_reciprocal_rank=float(scores.reciprocal_rank[asked].mean()) if asked.any() else 0.0,
+            queries=len(ranks),
+            gallery=len(self._gallery),
+            recall_at_1=float((ranks == 1).mean()) if len(ranks) else 0.0,
+            mean_reciprocal_rank=float(ranks.mean()) if len(ranks) else 0.0,
         )
 
 
-def average(scores: list[HeldOutScore]) -> HeldOutScore:
-    """The mean over folds, weighted by their queries."""
-    queries = np.array([score.queries for score in scores])
-    return HeldOutScore(
-        relevance=scores[0].relevance,
-        queries=int(queries.sum()),
-        gallery=scores[0].gallery,
-        recall_at_1=float(np.average([s.recall_at_1 for s in scores], weights=queries)),
-        mean_reciprocal_rank=float(np.average([s.mean_reciprocal_rank for s in scores], weights=queries)),
-    )
+def _firsts(pairs: Pairs) -> np.ndarray:
+    if pairs.originals is None:
+        return np.arange(len(pairs))
+    return np.sort(np.unique(pairs.originals, return_index=True)[1])
+
+
+def _askable(pairs: Pairs) -> np.ndarray:
+    firsts = _firsts(pairs)
+    if pairs.query_like is None or not pairs.query_like.any():
+        return firsts
+    return firsts[pairs.query_like[firsts]]
+
+
+def _positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
+    if not len(among):
+        return np.full(len(wanted), -1)
+    found = np.searchsorted(among, wanted).clip(max=len(among) - 1)
+    return np.where(among[found] == wanted, found, -1)

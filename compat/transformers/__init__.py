@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from compat.transformers.linear import IdentityMap, LinearMap
 from compat.transformers.mlp import MLP
 from compat.transformers.msresnet import MSResNet
+from compat.transformers.residual_mlp import ResidualMLP
 
 TRANSFORMERS = {
     "identity": IdentityMap,
     "procrustes": LinearMap,
     "ridge": LinearMap,
+    "shrunk": LinearMap,
+    "whitened": LinearMap,
+    "reduced_rank": LinearMap,
+    "blend": LinearMap,
     "mlp": MLP,
+    "residual_mlp": ResidualMLP,
     "msresnet": MSResNet,
 }
 """The network behind each family; each is made from `(source_dim, target_dim)` and maps [n, source] to [n, target]."""
 
+CHOICES = ("auto", *TRANSFORMERS)
+"""What may be asked for: a family, or the best of them for the pairs at hand."""
 
-def known_family(family: str) -> str:
+
+def known_family(family: str, choices: Iterable[str] = TRANSFORMERS) -> str:
     """The family itself.
 
     Raises:
         ValueError: If there is no such family; the message lists those there are.
     """
-    if family not in TRANSFORMERS:
-        raise ValueError(f"unknown transformer {family!r}; choose one of {', '.join(TRANSFORMERS)}")
+    if family not in choices:
+        raise ValueError(f"unknown transformer {family!r}; choose one of {', '.join(choices)}")
     return family

@@ -1,9 +1,14 @@
-"""A fitted transformer: the map, its spaces and direction; saved as a folder of model.safetensors and card.json."""
+"""A fitted transformer: the map, its spaces and direction, and perhaps a hubness correction.
+
+Saved as a folder of model.safetensors, hubness.safetensors where there is a correction, and card.json.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,12 +20,16 @@ from backbones.checkpoint import read_tensors, tensor_digest, write_tensors
 from compat.neighbors import unit_rows
 from compat.options import Direction
 from compat.transformers import TRANSFORMERS, known_family
+from compat.transformers.hubness import HubnessCorrection, lift_gallery, lift_queries, lifted_space
+from compat.transformers.linear import FoldedLinear, LinearMap
 from stores.durable import sync_folder, write_atomically
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 
-FORMAT_VERSION = 1
-APPLY_ROWS = 16_384
+FORMAT_VERSION = 2
+HUBNESS = "hubness.safetensors"
+APPLY_ROWS = 4096
+"""Few enough for a block and its result to stay in the processor's cache between passes."""
 
 
 class WrongSpace(ValueError):
@@ -38,6 +47,7 @@ class Transformer:
         target: Space of those that come out.
         network: [n, source.dim] to [n, target.dim].
         training: JSON values: options, the pairs' fingerprint and number, held-out scores, curves.
+        correction: What is taken off the scores of gallery vectors that are near to every query; None where nothing.
     """
 
     family: str
@@ -46,6 +56,79 @@ class Transformer:
     target: EmbeddingSpace
     network: nn.Module
     training: dict[str, Any] = field(default_factory=dict)
+    correction: HubnessCorrection | None = None
+
+    @cached_property
+    def _folded(self) -> FoldedLinear | None:
+        return self.network.folded(unit=self.target.normalized) if isinstance(self.network, LinearMap) else None
+
+    def __post_init__(self) -> None:
+        if self.correction is None:
+            return
+        found = (self.correction.bank.shape[1], self.correction.old_bank.shape[1])
+        expected = (self.target.dim, self.gallery_space.dim)
+        if found != expected:
+            raise ValueError(
+                f"the hubness correction holds vectors of {found[0]} and {found[1]} dimensions, "
+                f"expected {expected[0]} and {expected[1]}: it belongs to another transformer"
+            )
+
+    @property
+    def query_space(self) -> EmbeddingSpace:
+        """Space of the new model's raw queries."""
+        return self.source if self.direction == "new-to-old" else self.target
+
+    @property
+    def gallery_space(self) -> EmbeddingSpace:
+        """Space of the old model's gallery."""
+        return self.target if self.direction == "new-to-old" else self.source
+
+    @property
+    def served_space(self) -> EmbeddingSpace:
+        """Where queries and gallery meet: the target space, with a dimension more where there is a correction."""
+        return lifted_space(self.target, self._digest) if self.correction else self.target
+
+    def without_correction(self) -> Transformer:
+        """The same map alone."""
+        return replace(self, correction=None) if self.correction else self
+
+    def known_offsets(self, gallery_digest: str, rows: int) -> np.ndarray | None:
+        """Offsets float32 [rows] that the correction brings for the gallery of this digest, or None.
+
+        Raises:
+            ValueError: If there are not as many as the gallery has rows.
+        """
+        offsets = self.correction.galleries.get(gallery_digest) if self.correction else None
+        if offsets is not None and offsets.shape != (rows,):
+            raise ValueError(f"the transformer brings offsets {list(offsets.shape)} for a gallery of {rows} rows")
+        return offsets
+
+    def serve_queries(self, queries: np.ndarray) -> np.ndarray:
+        """The new model's queries, floats [q, d_new], as they search: float32 [q, served_space.dim]."""
+        mapped = self.transform(queries) if self.direction == "new-to-old" else self._target_rows(queries)
+        return lift_queries(mapped) if self.correction else mapped
+
+    def serve_gallery(
+        self, gallery: np.ndarray, item_ids: Iterable[str | int] | None = None, *, offsets: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The old model's gallery, floats [g, d_old], as it is searched: float32 [g, served_space.dim].
+
+        Args:
+            gallery: The vectors, or a block of them: each is treated on its own.
+            item_ids: Their ids [g], which keep an item's own training pair from counting against it.
+            offsets: float32 [g] where they are known already.
+        """
+        mapped = self.transform(gallery) if self.direction == "old-to-new" else self._target_rows(gallery)
+        if self.correction is None:
+            return mapped
+        return lift_gallery(mapped, self.correction.offsets(mapped, item_ids) if offsets is None else offsets)
+
+    def _target_rows(self, vectors: np.ndarray) -> np.ndarray:
+        if vectors.ndim != 2 or vectors.shape[1] != self.target.dim:
+            raise ValueError(
+                f"vectors have shape {list(vectors.shape)}, expected [n, {self.target.dim}]: {self.target}"
+            )
+        return np.asarray(vectors, dtype=np.float32)
 
     def transform(self, vectors: np.ndarray) -> np.ndarray:
         """Map vectors [n, source.dim] of any float type to float32 [n, target.dim], of unit length where the target is.
@@ -58,13 +141,22 @@ class Transformer:
                 f"vectors have shape {list(vectors.shape)}, expected [n, {self.source.dim}]: "
                 f"this transformer maps {self.source} to {self.target}"
             )
-        self.network.eval()
+        if self._folded is not None:
+            return self._folded(vectors)
+        if len(vectors) <= APPLY_ROWS:
+            return self._apply(vectors)
         out = np.empty((len(vectors), self.target.dim), np.float32)
+        for start in range(0, len(vectors), APPLY_ROWS):
+            out[start : start + APPLY_ROWS] = self._apply(vectors[start : start + APPLY_ROWS])
+        return out
+
+    def _apply(self, vectors: np.ndarray) -> np.ndarray:
+        block = np.ascontiguousarray(vectors, dtype=np.float32)
+        self.network.eval()
         with torch.inference_mode():
-            for start in range(0, len(vectors), APPLY_ROWS):
-                block = np.array(vectors[start : start + APPLY_ROWS], dtype=np.float32, order="C")
-                out[start : start + APPLY_ROWS] = self.network(torch.from_numpy(block)).numpy()
-        return unit_rows(out) if self.target.normalized else out
+            # torch warns of arrays that it must not write to, mapped files among them
+            mapped = self.network(torch.from_numpy(block if block.flags.writeable else block.copy())).numpy()
+        return unit_rows(mapped) if self.target.normalized else mapped
 
     def require(self, direction: Direction, source: EmbeddingSpace, target: EmbeddingSpace | None = None) -> None:
         """Make sure that this transformer maps these spaces in this direction.
@@ -83,14 +175,22 @@ class Transformer:
                 raise WrongSpace(f"the transformer's {role} is {wanted}, the vectors given are in {found}")
 
     def digest(self) -> str:
-        """Digest over the map's weights, spaces and direction, hexadecimal."""
-        head = {
+        """Digest over the map's weights, spaces, direction and correction, hexadecimal."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        head: dict[str, Any] = {
             "family": self.family,
             "direction": self.direction,
             "source": self.source.to_dict(),
             "target": self.target.to_dict(),
         }
-        return tensor_digest(self.network.state_dict(), json.dumps(head, sort_keys=True))
+        tensors = dict(self.network.state_dict())
+        if self.correction:
+            head["correction"] = self.correction.to_dict()
+            tensors |= {f"hubness.{name}": tensor for name, tensor in self.correction.tensors().items()}
+        return tensor_digest(tensors, json.dumps(head, sort_keys=True))
 
     def save(self, folder: str | Path) -> None:
         """Write the artefact; card.json is written last, so a folder without it is not an artefact."""
@@ -98,6 +198,9 @@ class Transformer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "card.json").unlink(missing_ok=True)  # an older card must not describe the new weights
         write_tensors(folder / "model.safetensors", self.network.state_dict(), {})
+        (folder / HUBNESS).unlink(missing_ok=True)
+        if self.correction:
+            write_tensors(folder / HUBNESS, self.correction.tensors(), {})
         card = {
             "format_version": FORMAT_VERSION,
             "family": self.family,
@@ -106,6 +209,7 @@ class Transformer:
             "target": self.target.to_dict(),
             "digest": self.digest(),
             "training": self.training,
+            "correction": self.correction.to_dict() if self.correction else None,
         }
         write_atomically(folder / "card.json", [seal(card)])
         sync_folder(folder)
@@ -132,8 +236,12 @@ def load_transformer(folder: str | Path) -> Transformer:
         with torch.device("meta"):  # what the card claims takes no memory until the tensors prove it
             network = TRANSFORMERS[known_family(card["family"])](source.dim, target.dim)
         network.load_state_dict(read_tensors(folder / "model.safetensors")[0], assign=True)
-        transformer = Transformer(card["family"], card["direction"], source, target, network, card["training"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        correction = None
+        if card.get("correction"):
+            correction = HubnessCorrection.from_tensors(card["correction"], read_tensors(folder / HUBNESS)[0])
+        facts = card["training"]
+        transformer = Transformer(card["family"], card["direction"], source, target, network, facts, correction)
+    except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"the transformer at {folder} cannot be read: {error}") from None
     if transformer.digest() != card["digest"]:
         raise ValueError(f"the transformer at {folder} does not match its digest: a file was altered; train it again")

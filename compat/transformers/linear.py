@@ -1,22 +1,17 @@
-"""Affine maps and the closed forms that fit them from sums over the pairs, so that any number of pairs streams through.
+"""Affine maps of directions: what is mapped is a vector's direction from the origin or from a centre, not its length.
 
-Both sides are scaled to unit length first, because that is how they are compared at search. Shapes: n pairs, source
-dimension s, target dimension t.
+Shapes: n vectors, source dimension s, target dimension t.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from compat.neighbors import unit_rows
-
-NO_VARIANCE = 1e-4
-"""Variance of unit vectors, summed over dimensions, below which there is little but float32 rounding."""
+_BLOCK_ROWS = 512
+_LEAST, _MOST = 1e-30, 1e30
+"""Squared norms within these can be trusted in float32."""
 
 
 class IdentityMap(nn.Module):
@@ -33,7 +28,13 @@ class IdentityMap(nn.Module):
 
 
 class LinearMap(nn.Module):
-    """y = W x / |x| + b."""
+    """y = W z + b, where z is the direction of x from a centre c: u = x / |x|, z = (u - c) / |u - c|.
+
+    With c = 0, z is u. Embeddings of one model share a mean direction that tells nothing about an item; seen from that
+    mean, directions spread over the whole sphere.
+    """
+
+    centre: torch.Tensor
 
     def __init__(self, source_dim: int, target_dim: int) -> None:
         super().__init__()
@@ -41,138 +42,89 @@ class LinearMap(nn.Module):
         self.affine = nn.Linear(source_dim, target_dim, device="meta").to_empty(device="cpu").requires_grad_(False)
         nn.init.zeros_(self.affine.weight)
         nn.init.zeros_(self.affine.bias)
+        self.register_buffer("centre", torch.zeros(source_dim))
 
     @classmethod
-    def from_arrays(cls, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
-        """The map x -> weight^T x / |x| + bias, from weight [s, t] and bias [t]."""
+    def from_arrays(cls, weight: np.ndarray, bias: np.ndarray, centre: np.ndarray | None = None) -> LinearMap:
+        """The map z -> weight^T z + bias, from weight [s, t], bias [t] and centre [s] (the origin where it is None)."""
         source_dim, target_dim = weight.shape
         linear = cls(source_dim, target_dim)
         linear.affine.weight.copy_(torch.from_numpy(weight.T.astype(np.float32)))
         linear.affine.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
+        if centre is not None:
+            linear.centre.copy_(torch.from_numpy(centre.astype(np.float32)))
         return linear
 
+    def scaled(self, factor: float) -> LinearMap:
+        """The map whose outputs are `factor` times as long."""
+        weight, bias, centre = self._arrays()
+        return LinearMap.from_arrays(weight * factor, bias * factor, centre)
+
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """[n, s] to [n, t]."""
-        # (W x) / |x| instead of W (x / |x|): one pass over the smaller result. A zero vector maps to the bias.
+        """[n, s] to [n, t]; a zero vector has no direction, and is mapped as if it lay on the origin."""
         norms = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-        return nn.functional.linear(vectors, self.affine.weight) / norms + self.affine.bias
+        along = vectors @ self.centre[:, None] / norms
+        distance = (1.0 - 2.0 * along + self.centre.square().sum()).clamp_min(torch.finfo(vectors.dtype).eps).sqrt()
+        # W (x / |x| - c) as (W x) / |x| - W c: one pass over the product instead of two over the input.
+        product = nn.functional.linear(vectors, self.affine.weight) / norms - self.affine.weight @ self.centre
+        return product / distance + self.affine.bias
+
+    def folded(self, *, unit: bool = False) -> FoldedLinear:
+        """The same map in numpy, for applying it often; with `unit`, scaled to unit length."""
+        return FoldedLinear(*self._arrays(), unit=unit)
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weight, bias = self.affine.weight.detach().cpu().numpy().T, self.affine.bias.detach().cpu().numpy()
+        return weight, bias, self.centre.detach().cpu().numpy()
 
 
-@dataclass
-class Moments:
-    """Sums over pairs of unit-length vectors x [s] and y [t], in float64. Moments of disjoint pairs add up.
+class FoldedLinear:
+    """A `LinearMap` in numpy: one matrix product, and passes over its result while that is in the processor's cache.
 
-    Attributes:
-        count: Pairs seen.
-        x_sum: Sum of x, [s].
-        y_sum: Sum of y, [t].
-        xx: Sum of x x^T, [s, s].
-        xy: Sum of x y^T, [s, t].
+    Args:
+        weight: [s, t].
+        bias: [t].
+        centre: [s].
+        unit: Whether to scale what comes out to unit length.
     """
 
-    count: int
-    x_sum: np.ndarray
-    y_sum: np.ndarray
-    xx: np.ndarray
-    xy: np.ndarray
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, centre: np.ndarray, *, unit: bool = False) -> None:
+        self._weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self._bias = np.ascontiguousarray(bias, dtype=np.float32)
+        self._centre = np.ascontiguousarray(centre, dtype=np.float32)
+        self._mapped_centre = self._centre @ self._weight
+        self._spread = float(self._centre @ self._centre)
+        self._unit = unit
 
-    @classmethod
-    def zero(cls, source_dim: int, target_dim: int) -> Moments:
-        """Moments of no pairs."""
-        return cls(
-            0,
-            np.zeros(source_dim),
-            np.zeros(target_dim),
-            np.zeros((source_dim, source_dim)),
-            np.zeros((source_dim, target_dim)),
-        )
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """Map vectors, floats [n, s], to a new float32 [n, t]."""
+        out = np.empty((len(vectors), self._weight.shape[1]), np.float32)
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            block = np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS], dtype=np.float32)
+            self._map(block, out[start : start + _BLOCK_ROWS])
+        return out
 
-    def add(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Take in a block of pairs, float32 [n, s] and [n, t].
-
-        Products are formed in float32 within the block and summed in float64 over blocks: keep blocks to some
-        thousand rows.
-        """
-        x, y = unit_rows(source), unit_rows(target)
-        self.count += len(x)
-        self.x_sum += x.sum(axis=0, dtype=np.float64)
-        self.y_sum += y.sum(axis=0, dtype=np.float64)
-        self.xx += x.T @ x
-        self.xy += x.T @ y
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.count + other.count,
-            self.x_sum + other.x_sum,
-            self.y_sum + other.y_sum,
-            self.xx + other.xx,
-            self.xy + other.xy,
-        )
-
-    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Mean of x [s], mean of y [t], covariance of x [s, s] and cross-covariance [s, t].
-
-        Raises:
-            ValueError: If there are no pairs.
-        """
-        if not self.count:
-            raise ValueError("a map cannot be fitted to 0 pairs; at least 1 is needed")
-        x_mean, y_mean = self.x_sum / self.count, self.y_sum / self.count
-        xx = self.xx / self.count - np.outer(x_mean, x_mean)
-        xy = self.xy / self.count - np.outer(x_mean, y_mean)
-        return x_mean, y_mean, xx, xy
-
-
-def total(moments: Iterable[Moments]) -> Moments:
-    """The sum of some moments, one at least."""
-    first, *rest = moments
-    for other in rest:
-        first = first + other
-    return first
-
-
-def fit_procrustes(moments: Moments) -> LinearMap:
-    """Centred orthogonal Procrustes with a scale: y = a R (x - mean x) + mean y, R orthogonal, least squares.
-
-    With unequal dimensions R is what padding the smaller side with zeros gives: orthonormal rows or columns.
-
-    Source: Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31 (1966).
-    """
-    x_mean, y_mean, xx, xy = moments.centred()
-    left, singular, right = np.linalg.svd(xy, full_matrices=False)
-    rotation = left @ right
-    # |R^T (x - mean)|^2 is the whole variance of x only where R keeps every dimension.
-    variance = np.trace(rotation.T @ xx @ rotation)
-    scale = singular.sum() / variance if variance > NO_VARIANCE else 1.0
-    weight = scale * rotation
-    return LinearMap.from_arrays(weight, y_mean - x_mean @ weight)
-
-
-@dataclass(frozen=True)
-class RidgePath:
-    """Ridge solutions of one problem for any strength, at the price of one eigendecomposition."""
-
-    x_mean: np.ndarray
-    y_mean: np.ndarray
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
-    projected: np.ndarray
-
-    @classmethod
-    def of(cls, moments: Moments) -> RidgePath:
-        """Prepare the solutions for these pairs."""
-        x_mean, y_mean, xx, xy = moments.centred()
-        eigenvalues, eigenvectors = np.linalg.eigh(xx)
-        return cls(x_mean, y_mean, np.maximum(eigenvalues, 0.0), eigenvectors, eigenvectors.T @ xy)
-
-    def solve(self, strength: float) -> LinearMap:
-        """Centred ridge regression; `strength` is the penalty in units of the mean variance of x along a dimension.
-
-        Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", 1970.
-        """
-        if self.eigenvalues.sum() <= NO_VARIANCE:  # one pair, or all the same: only the mean is known
-            weight = np.zeros((len(self.x_mean), len(self.y_mean)))
+    def _map(self, vectors: np.ndarray, out: np.ndarray) -> None:
+        np.matmul(vectors, self._weight, out=out)
+        # y = (W x / |x| - W c) / |x / |x| - c| + b, where |u - c|^2 = 1 - 2 u c + |c|^2
+        lengths = _lengths(vectors)
+        if self._spread:
+            distance = np.sqrt(
+                np.maximum(1.0 - 2.0 * (vectors @ self._centre) / lengths + self._spread, np.finfo(np.float32).eps)
+            )
+            out *= (1.0 / (lengths * distance))[:, None]
+            out -= (1.0 / distance)[:, None] * self._mapped_centre
         else:
-            penalty = strength * self.eigenvalues.mean()
-            weight = self.eigenvectors @ (self.projected / (self.eigenvalues + penalty)[:, None])
-        return LinearMap.from_arrays(weight, self.y_mean - self.x_mean @ weight)
+            out *= (1.0 / lengths)[:, None]
+        out += self._bias
+        if self._unit:
+            out *= (1.0 / _lengths(out))[:, None]
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Norms of rows, float32 [n]; 1 for a zero row."""
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    if not (squares.min(initial=1.0) > _LEAST and squares.max(initial=1.0) < _MOST):
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+        squares[squares == 0] = 1.0
+    return np.sqrt(squares).astype(np.float32)

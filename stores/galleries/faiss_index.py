@@ -1,7 +1,8 @@
 """A gallery in a FAISS index file, with its item table in FILE.items.parquet and its card in FILE.json.
 
-Written is an `IndexFlatIP` of the vectors scaled to unit length, so that inner product is cosine similarity and queries
-can search it as they are; the item table's column `vector_norm` keeps the lengths, and reading multiplies them back.
+Written is an `IndexFlatIP`. Vectors of a space compared by cosine are scaled to unit length, so that inner product is
+cosine similarity and queries can search it as they are; the item table's column `vector_norm` keeps the lengths, and
+reading multiplies them back. Vectors of a space compared by inner product are written as they are.
 
 The two kinds of file that are read, flat and id-mapped flat, are a fixed header before the bare vectors. Reading them
 here, not by faiss, maps the file instead of loading it, needs no faiss, and cannot crash on a file from outside.
@@ -11,7 +12,7 @@ Layout: https://github.com/facebookresearch/faiss/blob/v1.10.0/faiss/impl/index_
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,17 +121,24 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:
+    if store.space.similarity == "inner_product":
+        write_atomically(path, _parts(store, lambda vectors: vectors))
+        return path, write_items(store.items, path)
     norms: list[np.ndarray] = []
-    write_atomically(path, _parts(store, norms))
+
+    def directions(vectors: np.ndarray) -> np.ndarray:
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        norms.append(lengths)
+        # A vector of zeros has no direction and stays as it is.
+        return vectors / np.where(lengths > 0, lengths, 1.0)[:, None]
+
+    write_atomically(path, _parts(store, directions))
     lengths = np.concatenate(norms) if norms else np.empty(0)
     return path, write_items(store.items.with_columns(pl.Series(NORM, lengths)), path)
 
 
-def _parts(store: EmbeddingStore, norms: list[np.ndarray]) -> Iterator[bytes | np.ndarray]:
+def _parts(store: EmbeddingStore, written: Callable[[np.ndarray], np.ndarray]) -> Iterator[bytes | np.ndarray]:
     rows, dim = len(store), store.space.dim
     yield _HEADER.pack(b"IxFI", dim, rows, _UNUSED, _UNUSED, True, _INNER_PRODUCT) + _COUNT.pack(rows * dim)
     for batch in store.batches(_BLOCK_ROWS):
-        lengths = np.linalg.norm(batch.vectors.astype(np.float64), axis=1)
-        norms.append(lengths)
-        # A vector of zeros has no direction and stays as it is.
-        yield (batch.vectors / np.where(lengths > 0, lengths, 1.0)[:, None]).astype("<f4")
+        yield written(batch.vectors).astype("<f4")
