@@ -98,16 +98,6 @@ Scores = dict[tuple[str, int], np.ndarray]  # [maps, directions, measures] by pi
 Picker = Callable[[Seen, int, np.random.Generator], np.ndarray]
 
 
-def nearest_to_centroid(seen: Seen, wanted: int, lots: np.random.Generator) -> np.ndarray:
-    """As many k-means clusters as wanted items; the item nearest to each centroid."""
-    cosines = k_means(seen.old, wanted, lots)[0] @ seen.old.T
-    taken = np.empty(wanted, np.int64)
-    for cluster in range(wanted):
-        taken[cluster] = cosines[cluster].argmax()
-        cosines[:, taken[cluster]] = -2.0  # an item stands for one cluster
-    return taken
-
-
 def label_central(seen: Seen, wanted: int, lots: np.random.Generator) -> np.ndarray:
     """The same number of each label, those nearest to the label's mean."""
     codes = np.unique(seen.labels, return_inverse=True)[1]
@@ -137,16 +127,36 @@ def leverage_scores(seen: Seen, wanted: int, lots: np.random.Generator) -> np.nd
 
 def d_optimal(seen: Seen, wanted: int, _: np.random.Generator) -> np.ndarray:
     """Greedy: always the item about which a ridge on those taken is least certain."""
-    x = seen.old - seen.old.mean(axis=0)
-    inverse = np.eye(x.shape[1]) / (wanted * RIDGE * x.var(axis=0).mean())
-    leverage = np.einsum("ij,ij->i", x, x, dtype=np.float64) * inverse[0, 0]
-    taken = []
-    for _step in range(wanted):
-        taken.append(int(leverage.argmax()))
-        pulled = inverse @ x[taken[-1]]
-        shrink = 1.0 / (1.0 + x[taken[-1]] @ pulled)
-        leverage -= shrink * (x @ pulled.astype(np.float32)).astype(np.float64) ** 2
-        leverage[taken[-1]] = -np.inf
+    return designed(seen.old, wanted, lambda leverage, gain: leverage)  # noqa: ARG005
+
+
+def v_optimal(seen: Seen, wanted: int, _: np.random.Generator) -> np.ndarray:
+    """Greedy: the item that makes a ridge most certain about the pool on average. Yu, Bi and Tresp, ICML 2006."""
+    return designed(seen.old, wanted, lambda leverage, gain: gain / (1.0 + leverage))
+
+
+def designed(old: np.ndarray, wanted: int, value: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Greedy design for a ridge on centred rows: each pick has the largest value of x^T A^-1 x and x^T A^-1 C A^-1 x.
+
+    A is the sum of x x^T over the picks plus the penalty, C the pool's covariance.
+    """
+    x = old - old.mean(axis=0)
+    covariance = (x.T @ x).astype(np.float64) / len(x)
+    penalty = wanted * RIDGE * np.trace(covariance) / len(covariance)
+    inverse = np.eye(len(covariance)) / penalty
+    leverage = np.einsum("ij,ij->i", x, x, dtype=np.float64) / penalty
+    gain = np.einsum("ij,ij->i", x @ covariance.astype(np.float32), x, dtype=np.float64) / penalty**2
+    free, taken = np.ones(len(x), bool), []
+    for _ in range(wanted):
+        best = int(np.where(free, value(leverage, gain), -np.inf).argmax())
+        free[best] = False
+        taken.append(best)
+        pulled = inverse @ x[best]
+        spread = covariance @ pulled
+        shrink = 1.0 / (1.0 + x[best] @ pulled)
+        along, across = (x @ np.stack([pulled, inverse @ spread], axis=1).astype(np.float32)).T.astype(np.float64)
+        leverage -= shrink * along**2
+        gain += shrink * along * (shrink * along * (pulled @ spread) - 2.0 * across)
         inverse -= shrink * np.outer(pulled, pulled)
     return np.array(taken)
 
@@ -170,15 +180,21 @@ def herding(seen: Seen, wanted: int, _: np.random.Generator) -> np.ndarray:
 
 PICKERS: dict[str, Picker] = {
     "random": lambda seen, wanted, lots: lots.permutation(len(seen.old))[:wanted],
-    "k-means, nearest to centroid": nearest_to_centroid,
-    "k-means, one random in each": lambda seen, wanted, lots: strata(k_means(seen.old, wanted, lots)[1], wanted, lots),
-    "clusters in proportion": lambda seen, wanted, lots: strata(k_means(seen.old, wanted // 10, lots)[1], wanted, lots),
+    "central items of N clusters (compat.sample)": lambda seen, wanted, lots: (
+        pick_rows(ArrayRows(seen.old), wanted, seed=int(lots.integers(2**31))).rows
+    ),
+    "a random item of each of N clusters": lambda seen, wanted, lots: strata(
+        k_means(seen.old, wanted, lots)[1], wanted, lots
+    ),
+    "N/10 clusters in proportion": lambda seen, wanted, lots: strata(
+        k_means(seen.old, wanted // 10, lots)[1], wanted, lots
+    ),
     "labels evenly": lambda seen, wanted, lots: evenly(seen.labels, wanted, lots),
     "labels evenly, most central": label_central,
     "farthest point": farthest_point,
     "ridge leverage scores": leverage_scores,
     "D-optimal": d_optimal,
-    "V-optimal (compat.sample)": lambda seen, wanted, _: pick_rows(ArrayRows(seen.old), wanted).rows,
+    "V-optimal": v_optimal,
     "herding": herding,
 }
 

@@ -19,10 +19,11 @@ class EvaluateOptions:
     """What to compare.
 
     Attributes:
-        gallery: Store of the old model's gallery, or one migrated or re-embedded into the queries' space.
+        gallery: Store of the old model's gallery, or one migrated for these queries or re-embedded into their space.
         queries: Store of the new model's queries.
         out: Folder for report.json and report.html.
-        transformer: Folder of a transformer; new-to-old maps the queries, old-to-new the gallery.
+        transformer: Folder of a transformer; new-to-old maps the queries, old-to-new the gallery. It is judged as it
+            is served: with its hubness correction, if it carries one.
         old_queries: Store of the same queries through the old model; needed for old-to-old, retention and a verdict.
         new_gallery: Store of the same gallery through the new model; needed for new-to-new and update gain.
         relevance: `label` (same label, the query's own item left out), `item` (same item id), a CSV or Parquet table

@@ -1,7 +1,7 @@
 """Map a file of vectors: `python -m compat.transform --transformer DIR --vectors IN.npy --out OUT.npy`.
 
-A hubness correction lives in one more dimension of the index: `--serve gallery` and `--serve queries` write vectors that
-have it, to be compared by inner product. Without `--serve` the map alone is applied.
+A hubness correction lives in one more dimension of the index: `--serve gallery` and `--serve queries` write vectors
+that have it, to be compared by inner product. Without `--serve` the map alone is applied.
 """
 
 from __future__ import annotations

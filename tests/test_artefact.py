@@ -4,15 +4,18 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compat.neighbors import unit_rows
 from compat.options import Direction
 from compat.transformers import TRANSFORMERS
-from compat.transformers.artefact import Transformer, WrongSpace, load_transformer
+from compat.transformers.artefact import HUBNESS, Transformer, WrongSpace, load_transformer
+from compat.transformers.hubness import HubnessCorrection, item_hashes
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 
@@ -28,6 +31,18 @@ def make(family="ridge", direction: Direction = "new-to-old", source=NEW, target
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor))  # running statistics too
     return Transformer(family, direction, source, target, network, TRAINING)
+
+
+def make_corrected(direction: Direction = "new-to-old", *, strength=0.5, seed=0, galleries=None, ids=True):
+    transformer = make(direction=direction) if direction == "new-to-old" else make("ridge", direction, OLD, NEW)
+    generator = np.random.default_rng(seed)
+
+    def bank(dim):
+        return unit_rows(generator.normal(size=(25, dim))).astype(np.float16).astype(np.float32)
+
+    hashes = item_hashes(range(25)) if ids else np.empty(0, np.uint64)
+    banks = bank(transformer.target.dim), bank(OLD.dim)
+    return replace(transformer, correction=HubnessCorrection(strength, *banks, hashes, galleries=galleries or {}))
 
 
 @pytest.fixture
@@ -109,7 +124,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 def edit(folder, **changes):
-    body = unseal(folder / "card.json", version=1)
+    body = unseal(folder / "card.json", version=2)
     (folder / "card.json").write_bytes(seal(body | changes))
 
 
@@ -126,7 +141,7 @@ def edit(folder, **changes):
         ({"source": {**NEW.to_dict(), "dim": 10**9}, "target": {**OLD.to_dict(), "dim": 10**9}}, "cannot be read"),
         ({"source": 3}, "cannot be read"),
         ({"training": None, "digest": None}, "does not match its digest"),
-        ({"format_version": 2}, "has format version 2, this version reads 1"),
+        ({"format_version": 1}, "has format version 1, this version reads 2"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(tmp_path, changes, message):
@@ -147,6 +162,99 @@ def test_weights_of_another_transformer_are_refused(tmp_path):
     save_file(load_file(tmp_path / "b" / "model.safetensors"), tmp_path / "b" / "model.safetensors")
     with pytest.raises(ValueError, match="carries no digest"):
         load_transformer(tmp_path / "b")
+
+
+@pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_correction_comes_back_as_it_was(tmp_path, vectors, direction, ids):
+    galleries = {"f00d": np.linspace(-1, 0, 40, dtype=np.float32)}
+    saved = make_corrected(direction, galleries=galleries, ids=ids)
+    saved.save(tmp_path / "t")
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == sorted([*FILES, HUBNESS])
+    loaded = load_transformer(tmp_path / "t")
+    assert loaded.correction is not None
+    assert (loaded.digest(), loaded.served_space) == (saved.digest(), saved.served_space)
+    assert loaded.served_space.dim == loaded.target.dim + 1
+    assert loaded.served_space.similarity == "inner_product"
+    np.testing.assert_array_equal(loaded.serve_queries(vectors), saved.serve_queries(vectors))
+    old = np.random.default_rng(1).normal(size=(40, 6)) * 5
+    np.testing.assert_array_equal(loaded.serve_gallery(old, range(40)), saved.serve_gallery(old, range(40)))
+    same = np.array_equal(loaded.serve_gallery(old, range(40)), loaded.serve_gallery(old))
+    assert same == (not ids)
+    known = loaded.known_offsets("f00d", 40)
+    np.testing.assert_array_equal(loaded.serve_gallery(old, offsets=known)[:, -1], galleries["f00d"])
+    assert loaded.known_offsets("beef", 40) is None
+    loaded.save(tmp_path / "again")
+    for name in (*FILES, HUBNESS):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "t" / name).read_bytes()
+    saved.without_correction().save(tmp_path / "t")  # an old correction does not outlive its transformer
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == sorted(FILES)
+    assert load_transformer(tmp_path / "t").correction is None
+
+
+def test_the_digest_covers_the_correction(vectors):
+    given = [
+        make_corrected(),
+        make_corrected(strength=0.4),
+        make_corrected(seed=1),
+        make_corrected(ids=False),
+        make_corrected(galleries={"f00d": np.zeros(3, np.float32)}),
+        make_corrected().without_correction(),
+        make(),
+    ]
+    assert len({t.digest() for t in given}) == 6
+    assert given[-1].digest() == given[-2].digest() == make_corrected(seed=1).without_correction().digest()
+    assert len({t.served_space for t in given}) == 6
+    assert given[-1].served_space == OLD
+    np.testing.assert_array_equal(given[-1].serve_queries(vectors), given[-1].transform(vectors))
+
+
+def test_a_damaged_correction_is_refused(tmp_path):
+    make_corrected().save(tmp_path / "a")
+    whole = (tmp_path / "a" / HUBNESS).read_bytes()
+    choices = random.Random(0)
+    for _ in range(30):
+        content = bytearray(whole)
+        content[choices.randrange(len(content))] ^= 1 << choices.randrange(8)
+        (tmp_path / "a" / HUBNESS).write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read|does not match") as raised:
+            load_transformer(tmp_path / "a")
+        assert "\n" not in str(raised.value)
+    (tmp_path / "a" / HUBNESS).write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_transformer(tmp_path / "a")
+    make_corrected(seed=1).save(tmp_path / "b")
+    shutil.copy(tmp_path / "b" / HUBNESS, tmp_path / "a")
+    with pytest.raises(ValueError, match="does not match its digest"):
+        load_transformer(tmp_path / "a")
+    (tmp_path / "a" / HUBNESS).unlink()
+    with pytest.raises(ValueError, match=r"cannot be read: .*hubness\.safetensors"):
+        load_transformer(tmp_path / "a")
+    (tmp_path / "b" / HUBNESS).write_bytes(whole)
+    edit(tmp_path / "b", correction={"strength": 0.9, "neighbours": 10, "bank": 25})
+    with pytest.raises(ValueError, match="does not match its digest"):
+        load_transformer(tmp_path / "b")
+    for broken in ({"strength": 0.5}, {"strength": "much", "neighbours": 10, "bank": 25}, 7):
+        edit(tmp_path / "b", correction=broken)
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_transformer(tmp_path / "b")
+
+
+def test_a_correction_of_other_dimensions_or_the_wrong_way_is_refused(vectors):
+    forth, back = make_corrected(), make_corrected("old-to-new")
+    for mine, other in ((forth, back), (back, forth)):
+        with pytest.raises(ValueError, match=r"holds vectors of \d and 6 .* belongs to another transformer"):
+            replace(mine, correction=other.correction)
+        with pytest.raises(WrongSpace, match=f"direction is {mine.direction} .*expected {other.direction}"):
+            mine.require(other.direction, other.source, other.target)
+    for transformer in (forth, back):  # queries are the new model's and the gallery the old one's, either way
+        assert (transformer.query_space, transformer.gallery_space) == (NEW, OLD)
+        assert transformer.serve_queries(vectors).shape == (40, transformer.target.dim + 1)
+        assert transformer.serve_gallery(vectors[:, :6]).shape == (40, transformer.target.dim + 1)
+        with pytest.raises(ValueError, match=r"expected \[n, 9\]"):
+            transformer.serve_queries(vectors[:, :6])
+        with pytest.raises(ValueError, match=r"expected \[n, 6\]"):
+            transformer.serve_gallery(vectors)
 
 
 def test_saving_again_replaces_and_dying_in_between_leaves_no_mixture(tmp_path, monkeypatch):
@@ -198,5 +306,5 @@ def test_the_card_is_plain_json_for_people(tmp_path):
     make().save(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card.keys() == {
-        *("format_version", "family", "direction", "source", "target", "digest", "training", "sha256")
+        *("format_version", "family", "direction", "source", "target", "digest", "training", "correction", "sha256")
     }

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from planted import open_store, plant, space
+from planted_hubs import ASKED, HELD, IDS, corrected_map, plant_hubs, slow_offsets, unit
 
 from compat.evaluation.compatibility import MEASURES, SETTINGS, evaluate
 from compat.metrics.intervals import bootstrap_means
@@ -22,6 +23,7 @@ from stores.store import EmbeddingStore
 
 PEOPLE, PICTURES = 40, 5
 ROWS = PEOPLE * PICTURES
+RIDGE = FitOptions(transformer="ridge")
 
 
 class Stores:
@@ -104,7 +106,7 @@ def test_every_setting_is_what_a_slow_search_finds(stores):
 
 
 def test_retention_and_update_gain_are_ratios_of_recall_with_paired_intervals(stores):
-    transformer = fit_transformer(stores.pairs())
+    transformer = fit_transformer(stores.pairs(), RIDGE)
     given = stores.standard()
     report = evaluate(**given, transformer=transformer, seed=5)
     old, new, bridge = (values(report, s)["recall_at_1"] for s in ("old_to_old", "new_to_new", "transformed"))
@@ -130,20 +132,22 @@ def test_retention_and_update_gain_are_ratios_of_recall_with_paired_intervals(st
 
 
 def test_the_report_holds_every_promised_key_as_plain_json(stores):
-    report = evaluate(**stores.standard(), transformer=fit_transformer(stores.pairs())).to_dict()
+    report = evaluate(**stores.standard(), transformer=fit_transformer(stores.pairs(), RIDGE)).to_dict()
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert {"format_version", "settings", "retention", "update_gain", "verdict"} <= report.keys()
     assert set(report["settings"]) == set(SETTINGS) >= {"old_to_old", "new_to_new", "naive", "transformed"}
     measured = {"recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "mean_reciprocal_rank"}
     for name, setting in report["settings"].items():
-        if name == "transformed_uncorrected":
+        if name in ("transformed_uncorrected", "old_to_old_corrected"):
             assert setting is None
             continue
         assert setting.keys() == measured
         for interval in setting.values():
             assert interval.keys() == {"value", "low", "high"}
             assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
-    assert report["reasons"].keys() == {"transformed_uncorrected"}
+    assert report["reasons"] == dict.fromkeys(
+        ("transformed_uncorrected", "old_to_old_corrected"), "the transformer carries no hubness correction"
+    )
     assert report["verdict"].keys() == {"decision", "reason"}
     assert report["gallery"]["rows"] == 160
     assert report["queries"]["space"] == space("new", 12).to_dict()
@@ -154,7 +158,7 @@ def test_the_report_holds_every_promised_key_as_plain_json(stores):
 def test_unequal_dimensions_leave_out_the_naive_setting_alone(tmp_path):
     stores = Stores(tmp_path, plant(PEOPLE, PICTURES, 10, 16, noise=0.4))
     for direction in ("new-to-old", "old-to-new"):
-        transformer = fit_transformer(stores.pairs(), FitOptions(direction=direction))
+        transformer = fit_transformer(stores.pairs(), FitOptions(transformer="ridge", direction=direction))
         stores.folder = tmp_path / direction
         report = evaluate(**stores.standard(), transformer=transformer)
         assert report.settings["naive"].measures is None
@@ -173,13 +177,14 @@ def test_what_is_not_given_is_null_with_a_reason(stores):
         "old_to_old": "needs --old-queries, the same queries through the old model",
         "new_to_new": "needs --new-gallery, the gallery re-embedded by the new model",
         "transformed": "no transformer was given",
-        "transformed_uncorrected": "the transformer carries no hubness correction",
+        "transformed_uncorrected": "there is no hubness correction",
+        "old_to_old_corrected": "there is no hubness correction",
     }
     assert (missing["retention"], missing["retention_reason"]) == (None, "needs transformed and old_to_old")
     assert missing["update_gain_reason"] == "needs transformed and old_to_old and new_to_new"
     assert missing["verdict"]["decision"] == "not_enough_evidence"
     assert missing["transformer"] is None
-    transformer = fit_transformer(stores.pairs())
+    transformer = fit_transformer(stores.pairs(), RIDGE)
     without_new = evaluate(
         given["gallery"], given["queries"], transformer=transformer, old_queries=given["old_queries"]
     )
@@ -190,7 +195,7 @@ def test_what_is_not_given_is_null_with_a_reason(stores):
 
 def test_no_gain_is_shared_where_the_new_model_is_no_better(tmp_path):
     stores = Stores(tmp_path, plant(PEOPLE, PICTURES, 12, 12, noise=0.4, new_noise=0.9))
-    report = evaluate(**stores.standard(), transformer=fit_transformer(stores.pairs()))
+    report = evaluate(**stores.standard(), transformer=fit_transformer(stores.pairs(), RIDGE))
     assert report.update_gain is None
     assert report.update_gain_reason == "new-to-new does not exceed old-to-old, so there is no gain to share"
     assert report.retention is not None
@@ -199,7 +204,7 @@ def test_no_gain_is_shared_where_the_new_model_is_no_better(tmp_path):
 def test_an_old_system_that_finds_nothing_has_nothing_to_retain(tmp_path):
     world = plant(PEOPLE, PICTURES, 12, 12, noise=0.2)
     stores = Stores(tmp_path, world._replace(old=np.ones_like(world.old)))
-    report = evaluate(**stores.standard(), transformer=fit_transformer(Pairs.from_arrays(world.old, world.new)))
+    report = evaluate(**stores.standard(), transformer=fit_transformer(Pairs.from_arrays(world.old, world.new), RIDGE))
     assert values(report, "old_to_old")["recall_at_1"] == 0
     assert report.retention is None
     assert report.retention_reason == "old-to-old finds nothing, so there is nothing to retain"
@@ -208,7 +213,7 @@ def test_an_old_system_that_finds_nothing_has_nothing_to_retain(tmp_path):
 
 def test_a_migrated_gallery_fills_transformed_and_a_native_one_new_to_new(stores):
     given = stores.standard()
-    back = fit_transformer(stores.pairs(), FitOptions(direction="old-to-new"))
+    back = fit_transformer(stores.pairs(), FitOptions(transformer="ridge", direction="old-to-new"))
     bridged = evaluate(given["gallery"], given["queries"], transformer=back)
     migrate_gallery(str(given["gallery"].path), back, str(stores.folder / "migrated"))
     copies = [stores.folder / "migrated"]
@@ -232,7 +237,7 @@ def test_a_migrated_gallery_fills_transformed_and_a_native_one_new_to_new(stores
 
 def test_stores_and_transformers_of_other_spaces_are_refused(stores):
     given = stores.standard()
-    transformer = fit_transformer(stores.pairs())
+    transformer = fit_transformer(stores.pairs(), RIDGE)
     third = open_store(stores.folder / "third", stores.world.old, name="third", labels=stores.world.labels)
     stranger = replace(transformer, source=space("third", 12))
     elsewhere = replace(transformer, target=space("third", 12))
@@ -269,7 +274,7 @@ def test_stores_of_other_items_are_refused(stores):
 def test_queries_that_are_in_the_gallery_do_not_find_themselves(stores):
     rows = np.arange(ROWS)
     gallery, queries = stores.store("all", "old", rows), stores.store("all_new", "new", rows)
-    transformer = fit_transformer(stores.pairs())
+    transformer = fit_transformer(stores.pairs(), RIDGE)
     report = evaluate(gallery, queries, transformer=transformer)
     labels = stores.world.labels
     right = [set(np.flatnonzero(labels == labels[row])) - {row} for row in rows]
@@ -395,3 +400,112 @@ def test_tables_that_make_no_sense_are_one_line(stores):
         with pytest.raises(error, match=message) as raised:
             evaluate(**given, relevance=str(folder / table))
         assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def hubs(tmp_path):
+    """Stores of a world whose last gallery rows are near to every query."""
+    world = plant_hubs()
+
+    def store(name, model, rows):
+        details = {"ids": [IDS[row] for row in rows], "labels": world.labels[rows]}
+        return open_store(tmp_path / name, getattr(world, model)[rows], name=model, **details)
+
+    given = {"gallery": store("gallery", "old", HELD), "queries": store("queries", "new", ASKED)}
+    return world, given, {"old_queries": store("old_queries", "old", ASKED[::-1])}
+
+
+def slow_corrected(queries, gallery, offsets, right):
+    """`slow_measures` of scores with offsets: each gallery row is an axis, so that its cosine is the score."""
+    scores = unit(queries.astype(float)) @ unit(gallery.astype(float)).T + offsets
+    return slow_measures(scores, np.eye(len(gallery)), right)
+
+
+@pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])
+def test_a_transformer_is_judged_as_it_is_served_beside_what_each_part_of_it_does(hubs, direction):
+    world, given, old = hubs
+    transformer = corrected_map(world, direction)
+    correction = transformer.correction
+    assert correction is not None
+    lines = []
+    report = evaluate(**given, **old, transformer=transformer, on_setting=lines.append)
+    right = [set(np.flatnonzero(world.labels[HELD] == world.labels[row])) for row in ASKED]
+    own = [[i] for i in range(len(HELD))]
+    forth = direction == "new-to-old"
+    queries = transformer.transform(world.new[ASKED]) if forth else world.new[ASKED]
+    gallery = world.old[HELD] if forth else transformer.transform(world.old[HELD])
+    offsets = slow_offsets(gallery, correction.bank, correction.strength, own)
+    old_offsets = slow_offsets(world.old[HELD], correction.old_bank, correction.strength, own)
+    expected = {
+        "transformed": slow_corrected(queries, gallery, offsets, right),
+        "transformed_uncorrected": slow_measures(queries, gallery, right),
+        "old_to_old": slow_measures(world.old[ASKED], world.old[HELD], right),
+        "old_to_old_corrected": slow_corrected(world.old[ASKED], world.old[HELD], old_offsets, right),
+    }
+    for name, measures in expected.items():
+        assert values(report, name) == pytest.approx(measures), name
+    assert len({tuple(measures.values()) for measures in expected.values()}) == 4
+    recall = {name: measures["recall_at_1"] for name, measures in expected.items()}
+    assert report.retention is not None
+    assert report.retention.value == pytest.approx(recall["transformed"] / recall["old_to_old"])
+    assert report.transformer is not None
+    assert report.transformer.to_dict()["correction"] == {"strength": 0.5, "neighbours": 10, "bank": len(HELD)}
+    assert lines == [
+        *("old to old", "old to old, corrected", f"through the transformer (ridge, {direction})"),
+        f"through the transformer, uncorrected (ridge, {direction})",
+    ]
+    assert report.to_dict()["reasons"].keys() == {"naive", "new_to_new"}
+    assert any("one dimension more: python -m compat.migrate" in note for note in report.notes) == forth
+
+
+def test_what_is_compared_is_judged_as_it_is_served_too(hubs, monkeypatch):
+    world, given, _ = hubs
+    monkeypatch.setattr("compat.evaluation.settings.SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("compat.transformers.serving.BLOCK_ROWS", 100)
+    lines = []
+    back, forth = corrected_map(world, "old-to-new"), corrected_map(world, "new-to-old")
+    report = evaluate(
+        **given, transformer=forth.without_correction(), comparisons={"back": back}, on_setting=lines.append
+    )
+    alone = evaluate(**given, transformer=back)
+    assert report.comparisons[0].setting == alone.settings["transformed"]
+    assert values(report, "transformed") == values(evaluate(**given, transformer=forth), "transformed_uncorrected")
+    assert report.settings["transformed_uncorrected"].reason == "the transformer carries no hubness correction"
+    assert [line for line in lines if "rows" in line] == [
+        f"hubness: {done}/{len(HELD)} gallery rows" for done in (100, len(HELD))
+    ]
+    without_old = alone.settings["old_to_old_corrected"]
+    assert (without_old.measures, without_old.reason) == (
+        None,
+        "needs --old-queries, the same queries through the old model",
+    )
+
+
+@pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])
+def test_a_gallery_migrated_with_its_correction_is_judged_by_raw_queries(hubs, tmp_path, direction):
+    world, given, old = hubs
+    transformer = corrected_map(world, direction)
+    bridged = evaluate(**given, transformer=transformer)
+    migrate_gallery(str(given["gallery"].path), transformer, str(tmp_path / "migrated"))
+    convert(ConvertOptions(str(tmp_path / "migrated"), str(tmp_path / "copy.faiss")))
+    convert(ConvertOptions(str(tmp_path / "copy.faiss"), str(tmp_path / "copy")))
+    for name in ("migrated", "copy"):
+        gallery, queries = EmbeddingStore.open(tmp_path / name), given["queries"]
+        passed = [{"transformer": transformer}, *([{}] if direction == "old-to-new" else [])]
+        for given_transformer in passed:
+            report = evaluate(gallery, queries, **given_transformer)
+            for setting in ("transformed", "transformed_uncorrected"):
+                assert values(report, setting) == pytest.approx(values(bridged, setting))
+            missing = {name for name, setting in report.settings.items() if setting.measures is None}
+            assert missing == {"old_to_old", "old_to_old_corrected", "naive", "new_to_new"}
+            assert all(report.settings[name].reason for name in missing)
+            assert report.verdict.decision == "not_enough_evidence"
+        with pytest.raises(WrongSpace, match=r"queries .*old_queries are in old \(8-D\), those of .* are in new"):
+            evaluate(gallery, old["old_queries"], transformer=transformer)
+        with pytest.raises(WrongSpace, match="use the transformer it was migrated with"):
+            evaluate(gallery, queries, transformer=transformer.without_correction())
+        with pytest.raises(WrongSpace, match="compare others on the old gallery"):
+            evaluate(gallery, queries, transformer=transformer, comparisons={"x": transformer})
+        if direction == "new-to-old":
+            with pytest.raises(WrongSpace, match="through the transformer that it was migrated with; pass that one"):
+                evaluate(gallery, queries)

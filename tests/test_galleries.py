@@ -98,6 +98,16 @@ class Contract:
         space = EmbeddingSpace("other", None, dim, False)
         assert_same(read(written(uri, 9, space=space)), rows(0, 9, dim=dim))
 
+    def test_vectors_compared_by_inner_product_are_kept_number_for_number(self, uri):
+        space = EmbeddingSpace("resnet+hubness", "f00d", 5, False, "inner_product")
+        source = written(uri, 50, space=space)
+        assert source.space == space
+        found, expected = read(source), rows(0, 50)
+        np.testing.assert_array_equal(found.vectors, expected.vectors)
+        assert found.items.equals(expected.items)
+        with pytest.raises(FileExistsError, match="by inner product"):  # the same model, compared otherwise
+            open_target(uri, EmbeddingSpace("resnet", "f00d", 5, False), ORIGIN)
+
     def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(self, uri, tmp_path):
         for commits in (0, 1, 3):
             target = open_target(uri, SPACE, ORIGIN)
@@ -391,6 +401,17 @@ class TestFaiss(Contract):
         expected = vectors[5:9] @ unit.T
         np.testing.assert_array_equal(nearest, np.argsort(-expected, axis=1)[:, :3])
         np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], rtol=1e-5)
+
+    def test_faiss_searches_by_inner_product_what_is_to_be_compared_by_it(self, uri, tmp_path):
+        written(uri, 50, space=EmbeddingSpace("resnet+hubness", "f00d", 5, False, "inner_product"))
+        vectors = rows(0, 50).vectors
+        np.save(tmp_path / "queries.npy", vectors[5:9])
+        kind, total, metric, scores, nearest = json.loads(run_python(SEARCH, uri, str(tmp_path / "queries.npy")))
+        assert (kind, total, metric) == ("IndexFlatIP", 50, 0)
+        expected = vectors[5:9] @ vectors.T
+        np.testing.assert_array_equal(nearest, np.argsort(-expected, axis=1)[:, :3])
+        np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], rtol=1e-5)
+        assert "vector_norm" not in pl.read_parquet(f"{uri}.items.parquet").columns
 
     @pytest.mark.parametrize("name", ["ip", "l2", "l1", "map", "map2"])
     def test_foreign_flat_indexes(self, foreign, name):

@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 from planted import command, environment, open_store, plant, run, space, write_store
+from planted_hubs import HELD, IDS, corrected_map, plant_hubs
 from torch import nn
 
+from compat import migrate
 from compat.migration.bridged import BridgedGallery
 from compat.migration.run import migrate_gallery
 from compat.migration.verify import verify_migration
@@ -142,7 +144,9 @@ def test_a_copy_that_does_not_match_is_found_out(gallery):
             made.commit()
         return open_source(str(gallery / name))
 
-    assert verify_migration(source, turned(), target("right", vectors, items)).lowest_cosine > 0.999999
+    lowest = verify_migration(source, turned(), target("right", vectors, items)).lowest_cosine
+    assert lowest is not None
+    assert lowest > 0.999999
     assert verify_migration(source, turned(), target("longer", 3 * vectors, items), sample=10).sampled == 10
     one_off = vectors.copy()
     one_off[137] += 0.02
@@ -272,3 +276,134 @@ def test_a_source_that_changed_is_not_gone_on_with(tmp_path):
     write_store(tmp_path / "old", np.eye(8)[::-1])
     with pytest.raises(FileExistsError, match=r"another origin \(source_digest differ\)"):
         migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+
+
+@pytest.fixture
+def hubs(tmp_path):
+    """A gallery with hubs, and the two worlds' vectors."""
+    world = plant_hubs()
+    ids, labels = [IDS[row] for row in HELD], world.labels[HELD]
+    write_store(tmp_path / "old", world.old[HELD] * 20, ids=ids, labels=labels)
+    return tmp_path, world
+
+
+@pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])
+@pytest.mark.parametrize("target", ["new", "new.faiss", "new.parquet", "new.npy"])
+def test_a_correction_is_written_as_one_dimension_more(hubs, direction, target):
+    folder, world = hubs
+    transformer = corrected_map(world, direction)
+    kept = contents(folder / "old")
+    result = migrate_gallery(str(folder / "old"), transformer, str(folder / target), batch_rows=64)
+    assert contents(folder / "old") == kept
+    assert (result.check.rows, result.check.sampled, result.check.lowest_cosine) == (len(HELD), len(HELD), None)
+    assert "vectors recomputed, largest difference " in str(result)
+    assert str(result).endswith("scaled to unit length, with a 1 appended")
+    written = open_source(str(folder / target))
+    assert written.space == transformer.served_space
+    batch = next(written.scan(len(HELD)))
+    assert batch.items.equals(EmbeddingStore.open(folder / "old").items)
+    expected = transformer.serve_gallery(world.old[HELD] * 20, [IDS[row] for row in HELD])
+    np.testing.assert_allclose(batch.vectors, expected, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(batch.vectors[:, :-1], axis=1), 1, atol=1e-5)
+    mapped = "mapped by the transformer, " if direction == "new-to-old" else ""
+    assert written.provenance == {
+        "migrated_from": str(folder / "old"),
+        "source_rows": len(HELD),
+        "source_digest": digest(str(folder / "old")),
+        "source_space": OLD.to_dict(),
+        "transformer": {"family": "ridge", "digest": transformer.digest()},
+        "search": {
+            "query_space": NEW.to_dict(),
+            "direction": direction,
+            "queries": f"{mapped}scaled to unit length, with a 1 appended",
+            "similarity": "inner_product",
+        },
+    }
+    again = migrate_gallery(str(folder / "old"), transformer, str(folder / target), batch_rows=64)
+    assert again.rows_before == len(HELD)
+
+
+def test_without_its_correction_a_transformer_writes_plain_vectors(hubs):
+    folder, world = hubs
+    transformer = corrected_map(world, "old-to-new")
+    plain = transformer.without_correction()
+    migrate_gallery(str(folder / "old"), transformer, str(folder / "new"), correction=False)
+    migrate_gallery(str(folder / "old"), plain, str(folder / "same"))
+    new, same = EmbeddingStore.open(folder / "new"), EmbeddingStore.open(folder / "same")
+    assert new.space == same.space == NEW
+    np.testing.assert_array_equal(new.rows(0, len(HELD)), same.rows(0, len(HELD)))
+    assert "search" not in new.provenance
+    assert new.provenance["transformer"]["digest"] == transformer.digest()  # of the artefact that was given
+    with pytest.raises(FileExistsError, match=r"already holds vectors of new \(12-D\), expected new\+hubness"):
+        migrate_gallery(str(folder / "old"), transformer, str(folder / "new"))
+    back = corrected_map(world, "new-to-old")
+    for transformer, correction in ((back, False), (back.without_correction(), True)):
+        with pytest.raises(WrongSpace, match=r"direction is new-to-old \(it maps queries .*expected old-to-new"):
+            migrate_gallery(str(folder / "old"), transformer, str(folder / "x"), correction=correction)
+    write_store(folder / "third", world.old, name="third")
+    with pytest.raises(WrongSpace, match=r"the transformer's target is old \(8-D\), .* in third"):
+        migrate_gallery(str(folder / "third"), back, str(folder / "x"))
+    assert not (folder / "x").exists()
+
+
+def test_the_command_writes_the_correction_unless_told_not_to(hubs, capsys):
+    folder, world = hubs
+    transformer = corrected_map(world, "old-to-new")
+    transformer.save(folder / "t")
+    words = ["--transformer", str(folder / "t"), "--source", str(folder / "old")]
+    for name, options, expected in [
+        ("a", [], transformer.served_space),
+        ("b", ["--correction", "yes"], transformer.served_space),
+        ("c", ["--correction", "no"], NEW),
+    ]:
+        assert migrate.main([*words, "--target", str(folder / name), *options]) == 0
+        assert EmbeddingStore.open(folder / name).space == expected
+    assert migrate.main([*words, "--target", str(folder / "d"), "--correction", "perhaps"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("spoil", ["offset", "length", "row"])
+def test_a_corrected_copy_that_does_not_match_is_found_out(hubs, spoil):
+    folder, world = hubs
+    transformer = corrected_map(world, "old-to-new")
+    source, items = open_source(str(folder / "old")), EmbeddingStore.open(folder / "old").items
+    vectors = transformer.serve_gallery(world.old[HELD] * 20, items["item_id"])
+
+    def target(name, vectors):
+        with EmbeddingStore.create(folder / name, transformer.served_space) as made:
+            made.append(items, vectors)
+            made.commit()
+        return open_source(str(folder / name))
+
+    right = verify_migration(source, transformer, target("right", vectors))
+    assert right.largest_difference is not None
+    assert right.largest_difference < 1e-5
+    wrong = vectors.copy()
+    if spoil == "offset":
+        wrong[70, -1] += 1e-3
+    elif spoil == "length":
+        wrong[70] *= 1.001
+    else:
+        wrong[[70, 71]] = wrong[[71, 70]]
+    with pytest.raises(ValueError, match=r"a recomputed vector differs by .* expected 0.0001 at most; migrate again"):
+        verify_migration(source, transformer, target("wrong", wrong))
+    with pytest.raises(ValueError, match="a recomputed vector differs by"):  # an item's own query was counted
+        verify_migration(source, transformer, target("unknown", transformer.serve_gallery(world.old[HELD] * 20)))
+
+
+@pytest.mark.parametrize("target", ["new", "new.faiss"])
+def test_an_interrupted_corrected_migration_ends_as_if_never_interrupted(hubs, target):
+    folder, world = hubs
+    transformer = corrected_map(world, "old-to-new")
+
+    def stop(done, rows):
+        if done == 80:
+            raise KeyboardInterrupt
+
+    path = folder / "stopped" / target
+    with pytest.raises(KeyboardInterrupt):
+        migrate_gallery(str(folder / "old"), transformer, str(path), batch_rows=4, on_rows=stop)
+    resumed = migrate_gallery(str(folder / "old"), transformer, str(path), batch_rows=4)
+    assert resumed.rows_before == 64
+    migrate_gallery(str(folder / "old"), transformer, str(folder / "whole" / target), batch_rows=4)
+    assert contents(path) == contents(folder / "whole" / target)

@@ -12,11 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from planted import open_store
+from planted_hubs import ASKED, HELD, IDS, corrected_map, plant_hubs
 
 from compat.evaluation.compatibility import evaluate
 from compat.evaluation.figures import Axis, curve, interval_chart
 from compat.evaluation.report import format_table, print_table, render_html, write_report
-from compat.evaluation.table import report_rows
+from compat.evaluation.table import report_rows, row_reasons
 from compat.options import FitOptions
 from compat.pairs import join_pairs
 from compat.training.fit import fit_transformer
@@ -57,6 +59,27 @@ def measured(tmp_path_factory):
         old_queries=store("old_queries", before, old, asked),
         new_gallery=new_gallery,
         comparisons={"ridge back": fit_transformer(pairs, back)},
+    )
+    return found.to_dict()
+
+
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory):
+    """A report of a gallery with hubs and of two maps that set them back."""
+    folder, world = tmp_path_factory.mktemp("hubs"), plant_hubs(10, 10)
+
+    def store(name, model, rows):
+        details = {"ids": [IDS[row] for row in rows], "labels": world.labels[rows]}
+        return open_store(folder / name, getattr(world, model)[rows], name=model, **details)
+
+    back = corrected_map(world, "old-to-new")
+    found = evaluate(
+        store("gallery", "old", HELD),
+        store("queries", "new", ASKED),
+        transformer=corrected_map(world, "new-to-old"),
+        old_queries=store("old_queries", "old", ASKED),
+        new_gallery=store("new_gallery", "new", HELD),
+        comparisons={"back": back, "plain": back.without_correction()},
     )
     return found.to_dict()
 
@@ -158,6 +181,40 @@ def test_every_measure_is_on_the_page_and_in_the_table(measured):
     assert "intervals rest on 12 identities only" in words
     assert "a" * 64 in words
     assert "bootstrap over 12 whole identities, 2,000 draws" in words
+
+
+def test_a_correction_is_named_in_every_row_it_is_in_and_explained_once(corrected, measured):
+    page, table = Page(render_html(corrected)).words, format_table(corrected)
+    rows = [row.name for row in report_rows(corrected)]
+    assert rows[:6] == [
+        *("old to old", "old to old, corrected", "new to new", "naive"),
+        *("transformed: ridge, new-to-old, corrected", "transformed, uncorrected"),
+    ]
+    assert set(rows[6:]) == {"back (ridge, old-to-new), corrected", "plain (ridge, old-to-new)"}
+    for name in ("old_to_old_corrected", "transformed", "transformed_uncorrected"):
+        for measure, interval in corrected["settings"][name].items():
+            assert shown(interval) in page
+            if measure in ("recall_at_1", "recall_at_5", "mean_average_precision"):
+                assert shown(interval) in table
+    sentence = "this is in the figure of transformed because it is served, in one more dimension of the index"
+    assert page.count(sentence) == " ".join(table.split()).count(sentence) == 1
+    assert "with a hubness correction of strength 0.50 found from 172 queries" in page
+    assert "old to old, corrected The old system with a correction of the same kind" in page
+    for text in (Page(render_html(measured)).words, format_table(measured)):
+        assert "correct" not in text
+    migrated = deepcopy(corrected) | {"transformer": None}
+    assert "transformed: migrated gallery, corrected" in Page(render_html(migrated)).words
+    older = deepcopy(corrected)
+    del older["settings"]["old_to_old_corrected"]  # of a release that did not measure it
+    assert "old to old, corrected" not in [row.name for row in report_rows(older)]
+
+
+def test_a_missing_old_to_old_is_not_said_twice(corrected):
+    report = deepcopy(corrected)
+    report["settings"] |= {"old_to_old": None, "old_to_old_corrected": None}
+    report["reasons"] |= {"old_to_old": "needs --old-queries", "old_to_old_corrected": "needs --old-queries"}
+    report |= {"retention": None, "retention_reason": "needs old_to_old"}
+    assert row_reasons(report)[:2] == ["old to old: needs --old-queries", "retention: needs old to old"]
 
 
 def test_table_fits_the_width_without_colour(measured, capsys):
@@ -286,7 +343,7 @@ def browse(page, folder, *options):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on PATH; install one to see the page drawn")
-def test_a_browser_draws_the_page_without_complaint(full, measured, tmp_path):
+def test_a_browser_draws_the_page_without_complaint(full, measured, corrected, tmp_path):
     # The full page holds a hostile picture address and scripts; a blocked one would be a console line, as below.
     page = write_report(full, tmp_path)
     done = browse(page, tmp_path, "--dump-dom")
@@ -304,3 +361,9 @@ def test_a_browser_draws_the_page_without_complaint(full, measured, tmp_path):
         rows, columns = np.nonzero((pixels == colour).all(axis=2))
         assert len(rows) > 40
         assert columns.min() > 100
+
+    page = write_report(corrected, tmp_path)
+    done = browse(page, tmp_path, "--dump-dom")
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('<circle class="dot"') == 8
+    assert done.stdout.count('<line class="reference old"') == 1 + 8  # in the key and behind each dot; one, not two

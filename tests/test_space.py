@@ -31,11 +31,23 @@ def test_a_space_of_known_origin_is_not_one_of_unknown_origin():
     assert space() != "resnet"
 
 
+def test_spaces_compared_in_different_ways_are_different():
+    by_product = EmbeddingSpace("resnet", None, 4, False, "inner_product")
+    assert by_product != space()
+    assert by_product == EmbeddingSpace("resnet", None, 4, False, similarity="inner_product")
+    assert EmbeddingSpace("a", "f00d", 4, False, "inner_product") != space("b", "f00d")
+    assert str(by_product) == "resnet (4-D, by inner product)"
+    assert (space().similarity, str(space())) == ("cosine", "resnet (4-D)")
+
+
 def test_survives_json():
-    for one in (space(), space("a", "f00d", 512, True)):
+    assert "similarity" not in space().to_dict()
+    assert EmbeddingSpace.from_dict(space().to_dict() | {"similarity": "cosine"}) == space()
+    for one in (space(), space("a", "f00d", 512, True), EmbeddingSpace("a", None, 4, False, "inner_product")):
         again = EmbeddingSpace.from_dict(one.to_dict())
         assert again == one
         assert again.to_dict() == one.to_dict()
+        assert again.similarity == one.similarity
 
 
 @pytest.mark.parametrize(
@@ -46,6 +58,8 @@ def test_survives_json():
         ({"dim": "4"}, "'dim'"),
         ({"normalized": None}, "'normalized'"),
         ({"colour": "red"}, "colour"),
+        ({"similarity": "L2"}, "compared by cosine or inner_product, found 'L2'"),
+        ({"similarity": ["cosine"]}, "compared by cosine or inner_product"),
     ],
 )
 def test_refuses_what_is_no_space(change, message):

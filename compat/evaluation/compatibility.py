@@ -14,7 +14,6 @@ from compat.metrics.intervals import Interval, bootstrap_means, interval, paired
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.serving import is_lifted, is_migrated, query_form
 from stores.galleries.zarr_store import COMPLETE
-from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
 SERVED = "transformed"
@@ -79,7 +78,8 @@ def evaluate(
         reasons[SERVED] = "the gallery is native to the queries' space"
     else:
         for bridge in bridges.values():
-            bridge.require(bridge.direction, *_sides(bridge, queries, gallery))
+            sides = (queries.space, gallery.space)
+            bridge.require(bridge.direction, *(sides if bridge.direction == "new-to-old" else sides[::-1]))
         if gallery.space.dim == queries.space.dim:
             measured["naive"] = study.search("naive", queries)
         reasons["naive"] = f"{queries.space.dim}-D queries cannot search a {gallery.space.dim}-D gallery"
@@ -104,13 +104,6 @@ def evaluate(
     if not measured:
         raise ValueError(f"there is nothing to measure ({reasons['naive']}); pass --transformer or --old-queries")
     return _report(study, bridges, _Comparison(study, measured, seed), reasons)
-
-
-def _sides(
-    bridge: Transformer, queries: EmbeddingStore, gallery: EmbeddingStore
-) -> tuple[EmbeddingSpace, EmbeddingSpace]:
-    sides = (queries.space, gallery.space)
-    return sides if bridge.direction == "new-to-old" else sides[::-1]
 
 
 def _migrated_with_correction(
@@ -259,6 +252,16 @@ def _gain_reason(settings: Mapping[str, Setting], model_gain: Interval | None) -
 
 def _notes(study: Study, groups: int, transformer: Transformer | None) -> tuple[str, ...]:
     notes = list(transformer.training.get("notes", [])) if transformer else []
+    if (
+        transformer
+        and transformer.correction
+        and transformer.direction == "new-to-old"
+        and not is_lifted(study.gallery)
+    ):
+        notes.append(
+            "the correction is served by a copy of the old gallery with one dimension more: python -m compat.migrate, "
+            "or BridgedGallery from Python"
+        )
     for store in (study.gallery, study.queries):
         if store.provenance.get(COMPLETE) is False:
             notes.append(f"{store.path} is unfinished, {len(store)} rows so far; run the command that writes it again")

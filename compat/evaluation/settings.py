@@ -63,7 +63,7 @@ class Study:
     def search(self, name: str, queries: EmbeddingStore) -> np.ndarray:
         """Measures float64 [q, 5] of queries against the gallery as it is."""
         self._say(name)
-        return self._measure(self._of(queries), self.gallery, self.relevance)
+        return self._measure(self._of(queries), self.gallery, self.relevance, self.gallery.space.similarity)
 
     def search_elsewhere(self, name: str, gallery: EmbeddingStore) -> np.ndarray:
         """Measures [q, 5] of the queries against the same items in another store, whatever their order there.
@@ -79,7 +79,7 @@ class Study:
                 f"{gallery.path} must hold the items of {self.gallery.path}, each once: found {len(theirs)} items, "
                 f"{int((rows >= 0).sum())} of the gallery's {len(ours)}"
             )
-        return self._measure(self._of(self.queries), gallery, self.relevance.moved(rows))
+        return self._measure(self._of(self.queries), gallery, self.relevance.moved(rows), gallery.space.similarity)
 
     def bridge(self, name: str, bridge: Transformer) -> np.ndarray:
         """Measures [q, 5] of the queries against the gallery through a transformer, as it is served."""
@@ -131,9 +131,7 @@ class Study:
             self._vectors[key] = store.take(rows)
         return self._vectors[key]
 
-    def _measure(
-        self, vectors: np.ndarray, gallery: Rows, relevance: Relevance, similarity: Similarity = "cosine"
-    ) -> np.ndarray:
+    def _measure(self, vectors: np.ndarray, gallery: Rows, relevance: Relevance, similarity: Similarity) -> np.ndarray:
         scores = retrieval_scores(relevant_ranks(vectors, gallery, relevance, similarity=similarity), relevance)
         recalls = (scores.recall_at_1, scores.recall_at_5, scores.recall_at_10)
         return np.stack([*recalls, scores.average_precision, scores.reciprocal_rank], axis=1)

@@ -29,9 +29,9 @@ KINDS: dict[str, Kind] = {
     "transformed": "bridge",
 }
 CORRECTION = (
-    "corrected: a share of each gallery vector's mean similarity to the training queries nearest to it is taken off its "
-    "score, so that vectors near to every query do not crowd out the right ones; this is in the figure of transformed "
-    "because it is served, in one more dimension of the index"
+    "corrected: the hubness correction takes a share of each gallery vector's mean similarity to the training queries "
+    "nearest to it off its score, so that vectors near to every query do not crowd out the right ones; this is in the "
+    "figure of transformed because it is served, in one more dimension of the index"
 )
 """What the hubness correction is, in one sentence."""
 COLUMNS = {

@@ -19,17 +19,28 @@ OnRows = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MigrationResult:
-    """What a migration came to; `rows_before` rows were there from an interrupted run, all where it had finished."""
+    """What a migration came to.
+
+    Attributes:
+        source: URI of the old gallery.
+        target: URI of what was written.
+        rows: Vectors in it.
+        rows_before: How many were there from an interrupted run, all where it had finished.
+        check: How the copy compares with the source.
+        queries: What becomes of a query before it searches the copy; empty where it is searched by cosine as it is.
+    """
 
     source: str
     target: str
     rows: int
     rows_before: int
     check: MigrationCheck
+    queries: str = ""
 
     def __str__(self) -> str:
         before = f" ({self.rows_before} of them from an earlier run)" if self.rows_before else ""
-        return f"{self.rows} vectors{before} migrated to {self.target}; {self.check}"
+        search = f"; search it by inner product, each query {self.queries}" if self.queries else ""
+        return f"{self.rows} vectors{before} migrated to {self.target}; {self.check}{search}"
 
 
 def migrate_gallery(
@@ -68,13 +79,14 @@ def migrate_gallery(
     served = transformer if correction else transformer.without_correction()
     require_mappable(gallery, served, source)
     source_digest = digest(source)
+    search = search_record(served) if served.correction else None
     provenance = {
         "migrated_from": source,
         "source_rows": len(gallery),
         "source_digest": source_digest,
         "source_space": served.gallery_space.to_dict(),
         "transformer": {"family": transformer.family, "digest": transformer.digest()},
-        **({SEARCH: search_record(served)} if served.correction else {}),
+        **({SEARCH: search} if search else {}),
     }
     offsets = served.known_offsets(source_digest, len(gallery))
     written = open_target(target, served.served_space, provenance)
@@ -96,7 +108,7 @@ def migrate_gallery(
     finally:
         written.close()
     check = verify_migration(gallery, served, open_source(target), offsets=offsets)
-    return MigrationResult(source, target, len(gallery), before, check)
+    return MigrationResult(source, target, len(gallery), before, check, search["queries"] if search else "")
 
 
 def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str) -> None:

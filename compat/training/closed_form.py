@@ -25,6 +25,8 @@ ONLY_FOLD_STRENGTH = 1.0
 """Strength where nothing can be held out to choose it by: as much penalty as the mean variance."""
 ALL_QUERIES = 3000
 """Held-out queries asked, over all folds: they tell reciprocal ranks apart that differ by a hundredth."""
+QUICK_QUERIES = 900
+"""Held-out queries, in whole folds, that settings within a family are searched with."""
 CENTRE_PAIRS = 10_000
 """The centre that directions are seen from is the mean of so many pairs at most; it need not be exact."""
 
@@ -127,11 +129,20 @@ class CrossValidation:
             **limits,
         )
 
-    def rank(self, candidate: Candidate, corrections: tuple[float, ...]) -> list[Ranked]:
-        """Ranks of all held-out queries, fold after fold, for each strength of correction."""
+    @cached_property
+    def _quick_judges(self) -> list[HeldOutRetrieval]:
+        judges, asked = [], 0
+        while len(judges) < len(self._moments) and (len(judges) < 2 or asked < QUICK_QUERIES):
+            judges.append(self.judge(len(judges), most_queries=500, most_distractors=4000, most_bank=1500))
+            asked += judges[-1].asked
+        return judges
+
+    def rank(self, candidate: Candidate, corrections: tuple[float, ...], *, quick: bool = False) -> list[Ranked]:
+        """Ranks of held-out queries, fold after fold, for each strength of correction; quick asks some folds only."""
+        judges = self._quick_judges if quick else self.judges
         found = [
             judge.rank(as_map(candidate.solve(solutions)), corrections)
-            for judge, solutions in zip(self.judges, self.without, strict=True)
+            for judge, solutions in zip(judges, self.without, strict=False)
         ]
         return [
             Ranked(*(np.concatenate(columns) for columns in zip(*(fold[place] for fold in found), strict=True)))
@@ -151,20 +162,19 @@ def fit_closed_form(pairs: Pairs, options: FitOptions, distractors: Distractors 
         if family == "reduced_rank":
             settings["rank"] = max(1, dims // 2)
         return Fitted(solve(family, validation.whole, **settings), None, settings, (), family, correction)
-    ranked: dict[Candidate, Ranked] = {}
+    search: dict[Candidate, float] = {}
 
     def score(candidate: Candidate) -> float:
-        ranked[candidate] = validation.rank(candidate, (correction,))[0]
-        return float(ranked[candidate].reciprocal_ranks.mean())
+        ranks = validation.rank(candidate, (correction,), quick=True)[0].reciprocal_ranks
+        search[candidate] = float(ranks.mean()) if len(ranks) else 0.0
+        return search[candidate]
 
     best = climb(family, score)
-    judge = validation.judges[0]
     facts: dict[str, Any] = best.settings(dims)
     if best.steps:
-        facts["search"] = [
-            {**candidate.settings(dims), **judge.summary([ranks]).to_dict()} for candidate, ranks in ranked.items()
-        ]
-    return Fitted(best.solve(validation.whole), judge.summary([ranked[best]]), facts, (), family, correction)
+        facts["search"] = [{**c.settings(dims), "mean_reciprocal_rank": value} for c, value in search.items()]
+    held_out = validation.judges[0].summary(validation.rank(best, (correction,)))
+    return Fitted(best.solve(validation.whole), held_out, facts, (), family, correction)
 
 
 def fit_ridge_on(pairs: Pairs, direction: Direction, strength: float = 0.1) -> LinearMap:

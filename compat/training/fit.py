@@ -53,7 +53,7 @@ def fit_transformer(
         raise ValueError("a map cannot be fitted to 0 pairs; at least 1 is needed")
     source, target = pairs.spaces(options.direction)
     if options.transformer == "auto":
-        fitted = fit_best(pairs, options, distractors=gallery, on_candidate=on_candidate)
+        fitted = fit_best(pairs, options, distractors=gallery, on_candidate=on_candidate, on_epoch=on_epoch)
     elif options.transformer in CLOSED_FORMS:
         fitted = fit_closed_form(pairs, options, gallery)
     else:

@@ -1,13 +1,14 @@
 """`auto`: the best map for the pairs at hand, by retrieval of pairs that no candidate was fitted to.
 
-First every family searches its own settings on few queries, then the best of each meet on all folds, with and without
-hubness correction. The winner is the simplest whose score is within noise of the best.
+First every family with a closed form searches its own settings on few queries, then the best of each meet on all
+folds, with and without hubness correction. The winner is the simplest whose score is within noise of the best. Last a
+residual network may challenge it on one fold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,20 @@ from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS, Candidate, climb
 from compat.training.closed_form import ONLY_FOLD_STRENGTH, CrossValidation, Fitted, as_map
-from compat.training.selection import Distractors, HeldOutScore, Ranked
+from compat.training.gradient import OnEpoch, fit_network
+from compat.training.selection import MOST_QUERIES, Distractors, HeldOutScore, Ranked
+from compat.transformers.linear import LinearMap
 
 CORRECTIONS = (0.0, 0.25, 0.5)
 """Strengths tried. Stronger ones win more on the items themselves and lose on queries of another kind."""
 _FAMILIES = tuple(family for family in CLOSED_FORMS if family != "identity")
-_QUICK_FOLDS = 2
-_QUICK = {"most_queries": 500, "most_distractors": 4000, "most_bank": 1500}
 _RUNNERS_UP = 3
+_REGRESSIONS = ("procrustes", "ridge", "shrunk", "blend", "reduced_rank")
+"""Families that predict the target itself, which is what a residual network starts from."""
+NETWORK_PAIRS = 1000
+"""Fewer pairs never taught a network anything that the affine map it starts at did not know."""
+
+_BETTER = "it retrieves held-out pairs better than every closed form, beyond noise"
 
 OnCandidate = Callable[[str], None]
 
@@ -35,11 +42,6 @@ class Entry(NamedTuple):
     candidate: Candidate
     correction: float
 
-    def describe(self, dims: int) -> str:
-        """One line."""
-        corrected = f" + hubness correction {self.correction:g}" if self.correction else ""
-        return self.candidate.describe(dims) + corrected
-
     @property
     def simplicity(self) -> tuple[bool, int]:
         """Sorts the simpler first: a correction asks more of whoever serves it than any linear map."""
@@ -48,9 +50,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Rung:
-    """One entry of the ladder: its score on held-out pairs, and by how much it is behind the best, both 95%."""
+    """One step of the ladder: a map's score on held-out pairs, and by how much it is behind the best, both 95%."""
 
-    entry: Entry
+    family: str
+    correction: float
     name: str
     score: HeldOutScore
     reciprocal_rank: Interval
@@ -61,8 +64,8 @@ class Rung:
         """Plain values, for the card."""
         return {
             "name": self.name,
-            "family": self.entry.candidate.family,
-            "correction": self.entry.correction,
+            "family": self.family,
+            "correction": self.correction,
             "recall_at_1": self.score.recall_at_1,
             "mean_reciprocal_rank": self.reciprocal_rank.to_dict(),
             "behind_the_best": self.behind.to_dict(),
@@ -76,6 +79,7 @@ def fit_best(
     *,
     distractors: Distractors | None = None,
     on_candidate: OnCandidate | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Fitted:
     """Choose family, settings and hubness correction, and fit them to all pairs.
 
@@ -84,6 +88,7 @@ def fit_best(
         options: Direction, inputs, folds, seed; a given `correction` is kept.
         distractors: A gallery beyond the pairs: in a larger crowd maps are told apart better.
         on_candidate: Called with a line for each family searched.
+        on_epoch: Called with each epoch's record of the network.
     """
     say = on_candidate or (lambda _: None)
     validation = CrossValidation(pairs, options, target=True, distractors=distractors)
@@ -95,33 +100,69 @@ def fit_best(
     corrections = CORRECTIONS if options.correction is None else (options.correction,)
     finalists = _search(validation, corrections, say)
     ladder = _climb_off(validation, finalists, corrections)
-    best = max(ladder, key=lambda rung: rung.reciprocal_rank.value)
-    chosen = min((rung for rung in ladder if rung.tied), key=lambda rung: (*rung.entry.simplicity, rung.behind.value))
-    why = _reason(chosen, best)
-    dims = min(validation.whole.dims)
-    candidate, correction = chosen.entry
-    shown = sorted(_shown(ladder, chosen), key=lambda rung: -rung.reciprocal_rank.value)
-    facts = {
-        **candidate.settings(dims),
-        "ladder": [rung.to_dict() for rung in shown],
-        "chosen": chosen.name,
-        "why": why,
+    best = max(ladder.values(), key=lambda rung: rung.reciprocal_rank.value)
+    tied = [entry for entry, rung in ladder.items() if rung.tied]
+    winner = min(tied, key=lambda entry: (*entry.simplicity, ladder[entry].behind.value))
+    shown = _shown(ladder, winner)
+    candidate = winner.candidate
+    facts: dict[str, Any] = {
+        **candidate.settings(min(validation.whole.dims)),
+        "chosen": ladder[winner].name,
+        "why": _reason(ladder[winner], best),
     }
-    return Fitted(candidate.solve(validation.whole), chosen.score, facts, (), candidate.family, correction)
+    fitted = Fitted(candidate.solve(validation.whole), ladder[winner].score, facts, (), candidate.family)
+    fitted = fitted._replace(correction=winner.correction)
+    if len(pairs) >= NETWORK_PAIRS:
+        start = max(
+            (entry for entry in ladder if entry.candidate.family in _REGRESSIONS),
+            key=lambda entry: ladder[entry].reciprocal_rank.value,
+        )
+        say(f"residual_mlp, from {start.candidate.describe(min(validation.whole.dims))}")
+        rung, challenger = _challenge(validation, winner, start.candidate, corrections, on_epoch)
+        shown.append(rung)
+        if rung.behind.high < 0:
+            fitted = challenger._replace(facts={**challenger.facts, "chosen": rung.name, "why": _BETTER})
+    shown.sort(key=lambda rung: rung.behind.value)
+    return fitted._replace(facts={**fitted.facts, "ladder": [rung.to_dict() for rung in shown]})
+
+
+def _challenge(
+    validation: CrossValidation,
+    winner: Entry,
+    start: Candidate,
+    corrections: tuple[float, ...],
+    on_epoch: OnEpoch | None,
+) -> tuple[Rung, Fitted]:
+    pairs, options = validation.pairs, replace(validation.options, transformer="residual_mlp")
+    lengths = [np.linalg.norm(target, axis=1) for _, target in pairs.blocks(options.direction)]
+    affine = start.solve(validation.without[0])
+    assert isinstance(affine, LinearMap)
+    fitted = fit_network(pairs, options, start=affine.scaled(float(np.concatenate(lengths).mean())), on_epoch=on_epoch)
+    judge = validation.judge(0, most_queries=MOST_QUERIES)
+    theirs = judge.rank(as_map(fitted.network), corrections)
+    ours = judge.rank(as_map(winner.candidate.solve(validation.without[0])), (winner.correction,))[0]
+    place = max(range(len(corrections)), key=lambda number: theirs[number].reciprocal_ranks.mean())
+    ranks, correction = theirs[place], corrections[place]
+    both = np.stack([ranks.reciprocal_ranks, ours.reciprocal_ranks - ranks.reciprocal_ranks], axis=1)
+    draws, means = bootstrap_means(both, ranks.groups, seed=options.seed), both.mean(axis=0)
+    rung = Rung(
+        family="residual_mlp",
+        correction=correction,
+        name=f"residual_mlp (one fold){_corrected(correction)}",
+        score=judge.summary([ranks]),
+        reciprocal_rank=interval(float(means[0]), draws[:, 0]),
+        behind=interval(float(means[1]), draws[:, 1]),
+        tied=False,
+    )
+    return rung, fitted._replace(held_out=rung.score, family="residual_mlp", correction=correction)
 
 
 def _search(validation: CrossValidation, corrections: tuple[float, ...], say: OnCandidate) -> list[Candidate]:
-    folds = range(min(_QUICK_FOLDS, len(validation.without)))
-    judges = [validation.judge(fold, **_QUICK) for fold in folds]
     found: dict[Candidate, float] = {}
 
     def score(candidate: Candidate) -> float:
-        ranked = [
-            judge.rank(as_map(candidate.solve(validation.without[fold])), corrections)
-            for fold, judge in zip(folds, judges, strict=True)
-        ]
-        means = [np.concatenate([r.reciprocal_ranks for r in column]).mean() for column in zip(*ranked, strict=True)]
-        found[candidate] = float(max(means, default=0.0))
+        ranked = validation.rank(candidate, corrections, quick=True)
+        found[candidate] = max(float(ranks.reciprocal_ranks.mean()) if len(ranks.groups) else 0.0 for ranks in ranked)
         return found[candidate]
 
     dims = min(validation.whole.dims)
@@ -134,7 +175,9 @@ def _search(validation: CrossValidation, corrections: tuple[float, ...], say: On
     return finalists + others[:_RUNNERS_UP]
 
 
-def _climb_off(validation: CrossValidation, finalists: list[Candidate], corrections: tuple[float, ...]) -> list[Rung]:
+def _climb_off(
+    validation: CrossValidation, finalists: list[Candidate], corrections: tuple[float, ...]
+) -> dict[Entry, Rung]:
     ranked: dict[Entry, Ranked] = {}
     for candidate in finalists:
         for correction, ranks in zip(corrections, validation.rank(candidate, corrections), strict=True):
@@ -145,27 +188,32 @@ def _climb_off(validation: CrossValidation, finalists: list[Candidate], correcti
     top = int(means.argmax())
     behind = draws[:, [top]] - draws
     dims = min(validation.whole.dims)
-    return [
-        Rung(
-            entry=entry,
-            name=entry.describe(dims),
+    return {
+        entry: Rung(
+            family=entry.candidate.family,
+            correction=entry.correction,
+            name=entry.candidate.describe(dims) + _corrected(entry.correction),
             score=validation.judges[0].summary([ranks]),
             reciprocal_rank=interval(float(means[place]), draws[:, place]),
             behind=interval(float(means[top] - means[place]), behind[:, place]),
             tied=bool(means[top] - means[place] <= behind[:, place].std()),
         )
         for place, (entry, ranks) in enumerate(ranked.items())
-    ]
+    }
 
 
-def _shown(ladder: list[Rung], chosen: Rung) -> list[Rung]:
+def _shown(ladder: dict[Entry, Rung], winner: Entry) -> list[Rung]:
     # Of each family the best with and the best without a correction.
     best: dict[tuple[str, bool], Rung] = {}
-    for rung in ladder:
-        key = (rung.entry.candidate.family, rung.entry.correction > 0)
+    for rung in ladder.values():
+        key = (rung.family, rung.correction > 0)
         if key not in best or rung.reciprocal_rank.value > best[key].reciprocal_rank.value:
             best[key] = rung
-    return [*best.values(), *([chosen] if chosen not in best.values() else [])]
+    return [*best.values(), *([ladder[winner]] if ladder[winner] not in best.values() else [])]
+
+
+def _corrected(strength: float) -> str:
+    return f" + hubness correction {strength:g}" if strength else ""
 
 
 def _reason(chosen: Rung, best: Rung) -> str:

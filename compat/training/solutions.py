@@ -51,6 +51,7 @@ class Solutions:
     def __init__(self, moments: Moments, preparation: Preparation) -> None:
         self._centred = moments.centred(intercept=preparation.intercept)
         self._preparation = preparation
+        self._axes_of_predictions: dict[float, np.ndarray] = {}  # [t, t] by strength
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -125,7 +126,9 @@ class Solutions:
         Source: Izenman, "Reduced-rank regression for the multivariate linear model", 1975.
         """
         weight = self._ridge(strength)
-        axes = np.linalg.eigh(weight.T @ self._centred.xx @ weight)[1][:, -rank:]
+        if strength not in self._axes_of_predictions:
+            self._axes_of_predictions[strength] = np.linalg.eigh(weight.T @ self._centred.xx @ weight)[1]
+        axes = self._axes_of_predictions[strength][:, -rank:]
         return self._map(weight @ axes @ axes.T)
 
     def whitened(self, strength: float, whitening: float) -> LinearMap:
@@ -134,7 +137,7 @@ class Solutions:
         A product with such a vector weighs each target axis by how rarely vectors differ along it, as a Gaussian model
         of both spaces says one should when asking which target belongs to x; a plain prediction of the target spends
         itself on the few axes along which everything varies. It predicts no target vector: it finds it. Its outputs
-        have a mean square length of one. A large `whitening` leaves the ridge.
+        have a mean square length of one. A large `whitening` leaves the ridge's prediction, seen from its mean.
 
         Source: the bilinear score of canonical correlation analysis, Hotelling 1936, with both covariances shrunk.
         """
