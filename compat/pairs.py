@@ -39,6 +39,14 @@ class Vectors(Protocol):
         """The vectors of row numbers [b], a new float32 [b, d] array."""
         ...
 
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Vectors start..stop-1, float32 [stop - start, d], perhaps read-only."""
+        ...
+
+    def digest(self) -> str:
+        """Digest over the vectors, hexadecimal."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArrayVectors:
@@ -61,7 +69,18 @@ class ArrayVectors:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of row numbers [b], a new float32 [b, d] array."""
-        return self.array[rows].astype(np.float32)
+        return self.array[rows].astype(np.float32, copy=False)  # indexing by an array has copied already
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Vectors start..stop-1, float32 [stop - start, d], perhaps a view."""
+        return self.array[start:stop].astype(np.float32, copy=False)
+
+    def digest(self) -> str:
+        """Digest over the vectors, hexadecimal; it shows accidents at the speed of reading, and keeps nobody out."""
+        digest = hashlib.blake2b(f"{self.array.dtype} {self.array.shape}".encode(), digest_size=16)
+        for start in range(0, len(self), BLOCK_ROWS):
+            digest.update(google_crc32c.value(self.array[start : start + BLOCK_ROWS].tobytes()).to_bytes(4, "big"))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -166,26 +185,33 @@ class Pairs:
         return (new, old) if direction == "new-to-old" else (old, new)
 
     def blocks(self, direction: Direction, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All pairs in order as (source, target) blocks of at most `size` rows."""
+        """All pairs in order as (source, target) blocks of at most `size` rows, perhaps read-only."""
         for start in range(0, len(self), size):
-            yield self.take(np.arange(start, min(start + size, len(self))), direction)
+            here = slice(start, start + size)
+            new, old = _rows_of(self.new, self.new_rows[here]), _rows_of(self.old, self.old_rows[here])
+            yield (new, old) if direction == "new-to-old" else (old, new)
 
     def shuffled(self, size: int, *, seed: int) -> Iterator[np.ndarray]:
         """Pair numbers in batches of `size`, each once, mixed within a buffer of neighbouring rows."""
         return shuffled_rows(len(self), size, chunk_rows=self.old.chunk_rows, seed=seed)
 
     def fingerprint(self) -> str:
-        """Digest over both spaces, every paired vector, labels and weights, hexadecimal."""
+        """Digest over both spaces, all vectors of both sides, which are paired, labels and weights, hexadecimal."""
         digest = hashlib.blake2b(digest_size=16)
         for space in (self.old.space, self.new.space):
             digest.update(json.dumps(space.to_dict(), sort_keys=True).encode())
-        for new, old in self.blocks("new-to-old"):
-            # What changed by accident must show, at the speed of reading; nobody is kept from forging a match.
-            digest.update(google_crc32c.value(new.tobytes()).to_bytes(4, "big"))
-            digest.update(google_crc32c.value(old.tobytes()).to_bytes(4, "big"))
-        for column in (self.labels, self.weights, self.query_like):
+        for vectors in (self.old, self.new):
+            digest.update(vectors.digest().encode())
+        for column in (self.old_rows, self.new_rows, self.labels, self.weights, self.query_like):
             digest.update(b"-" if column is None else np.ascontiguousarray(column).data)
         return digest.hexdigest()
+
+
+def _rows_of(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():  # they lie together: no need to gather
+        return vectors.rows(first, last + 1)
+    return vectors.take(rows)
 
 
 @dataclass(frozen=True)
@@ -226,6 +252,14 @@ class JoinedVectors:
                 vectors[mine] = part.take(rows[mine] - first)
             first += len(part)
         return vectors
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Vectors start..stop-1, a new float32 [stop - start, d] array."""
+        return self.take(np.arange(start, stop))
+
+    def digest(self) -> str:
+        """Digest over the parts', hexadecimal."""
+        return hashlib.blake2b(" ".join(part.digest() for part in self.parts).encode(), digest_size=16).hexdigest()
 
 
 class Source(NamedTuple):

@@ -1,7 +1,8 @@
 """Map a file of vectors: `python -m compat.transform --transformer DIR --vectors IN.npy --out OUT.npy`.
 
-A hubness correction lives in one more dimension of the index: `--serve gallery` and `--serve queries` write vectors
-that have it, to be compared by inner product. Without `--serve` the map alone is applied.
+`--serve queries` and `--serve gallery` write either side as it meets the other in an index: mapped if the direction
+says so, and with one more dimension where the transformer carries a hubness correction, to be compared by inner
+product. Without `--serve` the map alone is applied.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class TransformOptions:
         vectors: A .npy file of floats [n, d].
         out: The .npy file of the mapped float32 vectors.
         direction: The direction you expect; another one in the artefact is an error.
-        serve: What the vectors are, to write them as an index with the hubness correction takes them: the new model's
-            `queries` or the old model's `gallery`, each mapped if the direction says so.
+        serve: What the vectors are, to write them as an index takes them: the new model's `queries` or the old model's
+            `gallery`.
     """
 
     transformer: Path
@@ -43,8 +44,8 @@ def transform_file(options: TransformOptions) -> int:
 
     Raises:
         FileNotFoundError: If the transformer or the file is missing.
-        ValueError: If the file is no array of the dimension expected, or of another space; if the direction is another;
-            or if a correction is to be served and there is none.
+        ValueError: If the file is no array of the dimension expected, or of another space, or if the direction is
+            another.
     """
     import numpy as np
 
@@ -59,11 +60,6 @@ def transform_file(options: TransformOptions) -> int:
         transformer.require(options.direction, transformer.source)
     taken, given = transformer.source, transformer.target
     if options.serve is not None:
-        if transformer.correction is None:
-            raise ValueError(
-                f"the transformer at {options.transformer} carries no hubness correction; leave out --serve, or train "
-                "one with --correction 0.5"
-            )
         taken = transformer.query_space if options.serve == "queries" else transformer.gallery_space
         given = transformer.served_space
     source = open_source(f"npy:{options.vectors}")

@@ -62,7 +62,7 @@ def stores(tmp_path_factory):
     EmbeddingStore.create(folder / "empty", EmbeddingSpace("new", None, 12, False)).close()
     pairs = join_pairs(EmbeddingStore.open(folder / "gallery"), EmbeddingStore.open(folder / "new_gallery"))
     for direction in ("new-to-old", "old-to-new"):
-        fit_transformer(pairs, FitOptions(direction=direction)).save(folder / direction)
+        fit_transformer(pairs, FitOptions(transformer="ridge", direction=direction)).save(folder / direction)
     np.save(folder / "vectors.npy", world.new)
     np.save(folder / "narrow.npy", world.old)
     (folder / "torn.npy").write_bytes(b"\x93NUMPY")
@@ -199,7 +199,7 @@ MISTAKES = [
     ("train_transformer --old S/nowhere --new S/new_gallery --out O", "no embedding store at .*nowhere"),
     (
         "train_transformer --old S/gallery --new S/new_gallery --out O --transformer mpl",
-        "unknown transformer 'mpl'; choose one of identity, procrustes, ridge, mlp, msresnet",
+        "unknown transformer 'mpl'; choose one of auto, identity, procrustes, ridge, shrunk, whitened",
     ),
     ("train_transformer --old S/gallery --new S/gallery --out O", r"both stores are in the space old \(8-D\)"),
     ("train_transformer --old S/gallery --new S/empty --out O", "empty is empty; extract or convert embeddings"),

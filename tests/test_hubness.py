@@ -333,9 +333,18 @@ def test_files_become_what_an_index_with_the_extra_dimension_takes(saved, world,
     np.testing.assert_allclose(transformed(saved, direction, mapped), transformer.transform(vectors), atol=1e-6)
 
 
+def test_without_a_correction_either_side_is_served_as_the_map_alone_makes_it(saved, world):
+    transformer = load_transformer(saved / "plain")
+    for side, wanted in (
+        ("queries", transformer.serve_queries(np.load(saved / "queries.npy"))),
+        ("gallery", transformer.serve_gallery(np.load(saved / "gallery.npy"))),
+    ):
+        np.testing.assert_array_equal(transformed(saved, "plain", f"{side}.npy", "--serve", side), wanted)
+        assert wanted.shape[1] == transformer.target.dim
+
+
 def test_mistakes_in_serving_a_file_are_one_line(saved, capsys):
     for transformer, vectors, options, message in [
-        ("plain", "gallery.npy", ["--serve", "gallery"], "carries no hubness correction; leave out --serve, or train"),
         (
             "new-to-old",
             "bare.npy",

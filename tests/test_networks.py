@@ -94,6 +94,6 @@ def test_msresnet_does_not_see_further_rows_when_it_is_applied():
 def test_an_unknown_family_lists_those_there_are():
     assert [known_family(family) for family in TRANSFORMERS] == list(TRANSFORMERS)
     with pytest.raises(
-        ValueError, match="unknown transformer 'mpl'; choose one of identity, procrustes, ridge, mlp, ms"
+        ValueError, match="unknown transformer 'mpl'; choose one of identity, procrustes, ridge, shrunk, "
     ):
         known_family("mpl")

@@ -1,5 +1,7 @@
 """Joining two stores on item id."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import open_store, plant, write_store
 
-from compat.pairs import ArrayVectors, Pairs, join_pairs, label_codes
+from compat.pairs import ArrayVectors, Pairs, Source, join_pairs, label_codes, merge_pairs
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
@@ -142,12 +144,18 @@ def test_arrays_pair_by_row_and_must_agree():
         ArrayVectors(np.zeros((2, 3)), EmbeddingSpace("a", None, 4, False))
 
 
-def test_the_fingerprint_tells_data_apart_and_not_where_they_lie(tmp_path):
+def test_the_fingerprint_tells_data_apart(tmp_path):
     world = plant(identities=5, samples=4)
     pairs = Pairs.from_arrays(world.old, world.new, world.labels)
-    old = open_store(tmp_path / "old", world.old, labels=world.labels, chunk_rows=3)
-    new = open_store(tmp_path / "new", world.new, name="new", chunk_rows=7)
-    assert join_pairs(old, new).fingerprint() == pairs.fingerprint()
+    assert Pairs.from_arrays(world.old.copy(), world.new.copy(), world.labels).fingerprint() == pairs.fingerprint()
+    stored = [
+        join_pairs(
+            open_store(tmp_path / f"old{copy}", world.old, labels=world.labels, chunk_rows=3),
+            open_store(tmp_path / f"new{copy}", world.new, name="new", chunk_rows=7),
+        ).fingerprint()
+        for copy in range(2)
+    ]
+    assert stored[0] == stored[1]
     changed = world.new.copy()
     changed[7, 3] = np.nextafter(changed[7, 3], 9)
     relabelled = np.where(np.arange(20) == 7, 0, world.labels)
@@ -158,5 +166,73 @@ def test_the_fingerprint_tells_data_apart_and_not_where_they_lie(tmp_path):
         Pairs.from_arrays(world.new, world.old, world.labels),
         Pairs.from_arrays(world.old, world.new, world.labels, old_space=EmbeddingSpace("other", None, 8, False)),
         pairs.select(np.arange(19)),
+        replace(pairs, weights=np.ones(20)),
+        merge_pairs([Source(pairs), Source(pairs)]),
     ]
-    assert len({other.fingerprint() for other in (pairs, *others)}) == 7
+    assert len({other.fingerprint() for other in (pairs, *others)}) == 9
+
+
+def test_merged_pairs_are_those_of_their_sources_in_order_with_weights(tmp_path):
+    documents, queries = plant(identities=6, samples=3), plant(identities=4, samples=2, seed=1)
+    stores = {
+        name: open_store(tmp_path / name, vectors, name=name[:3], ids=ids, labels=labels)
+        for name, vectors, ids, labels in [
+            ("old", documents.old, range(18), documents.labels),
+            ("new", documents.new[::-1], range(17, -1, -1), None),
+            ("old-queries", queries.old, [f"q{i}" for i in range(8)], queries.labels),
+            ("new-queries", queries.new, [f"q{i}" for i in range(8)], None),
+        ]
+    }
+    first, second = (join_pairs(stores[f"old{kind}"], stores[f"new{kind}"]) for kind in ("", "-queries"))
+    merged = merge_pairs([Source(first), Source(second, weight=0.5, query_like=True)])
+    rows = np.array([20, 3, 25, 0])
+    for direction in ("new-to-old", "old-to-new"):
+        source, target = merged.take(rows, direction)
+        worlds = [(documents.new, documents.old), (queries.new, queries.old)]
+        if direction == "old-to-new":
+            worlds = [pair[::-1] for pair in worlds]
+        for side, found in enumerate((source, target)):
+            np.testing.assert_array_equal(found, np.concatenate([worlds[0][side], worlds[1][side]])[rows])
+        blocks = [np.concatenate(sides) for sides in zip(*merged.blocks(direction, 5), strict=True)]
+        np.testing.assert_array_equal(blocks[0], np.concatenate([worlds[0][0], worlds[1][0]]))
+    assert merged.weights is not None
+    assert merged.weights.tolist() == [1.0] * 18 + [0.5] * 8
+    assert merged.query_like is not None
+    assert merged.query_like.tolist() == [False] * 18 + [True] * 8
+    assert merged.item_ids is not None
+    assert merged.item_ids.to_list() == [str(i) for i in range(18)] + [f"q{i}" for i in range(8)]
+    assert merged.labels is not None
+    assert not set(merged.labels[:18]) & set(merged.labels[18:])  # two sources' labels mean different identities
+    assert len(set(merged.labels[18:])) == 4
+    half = merged.select(np.arange(15, 22))
+    assert half.weights is not None
+    assert half.weights.tolist() == [1.0] * 3 + [0.5] * 4
+
+
+def test_a_source_without_labels_leaves_none_and_a_wrong_one_is_refused():
+    world = plant(identities=4, samples=2)
+    labelled = Pairs.from_arrays(world.old, world.new, world.labels)
+    assert merge_pairs([Source(labelled), Source(replace(labelled, labels=None))]).labels is None
+    assert merge_pairs([Source(labelled)]) is labelled
+    views = replace(labelled, originals=np.arange(8) // 2)
+    merged = merge_pairs([Source(views), Source(labelled)])
+    assert merged.originals is not None
+    assert len(set(merged.originals)) == 4 + 8
+    with pytest.raises(ValueError, match="weight of a source of pairs must be positive, found 0"):
+        merge_pairs([Source(labelled, weight=0)])
+    other = Pairs.from_arrays(world.old, world.new, old_space=EmbeddingSpace("other", None, 8, False))
+    with pytest.raises(ValueError, match="expected one space"):
+        merge_pairs([Source(labelled), Source(other)])
+
+
+def test_labels_beyond_the_pairs_get_the_codes_of_the_pairs(tmp_path):
+    world = plant(identities=3, samples=2)
+    names = ["cleo", "cleo", "ann", "ann", "bo", "bo"]
+    pairs = join_pairs(
+        open_store(tmp_path / "old", world.old, labels=names), open_store(tmp_path / "new", world.new, name="new")
+    )
+    assert pairs.labels is not None
+    codes = pairs.codes_of(pl.Series(["bo", "stranger", "cleo", None]))
+    assert codes is not None
+    assert codes.tolist() == [pairs.labels[4], -1, pairs.labels[0], -1]
+    assert Pairs.from_arrays(world.old, world.new).codes_of(pl.Series(["bo"])) is None

@@ -96,8 +96,8 @@ def test_another_view_of_the_same_original_is_no_find():
 def test_large_sets_are_sampled_with_every_query_in_the_gallery():
     world = plant(identities=50, samples=2, noise=0)
     pairs = Pairs.from_arrays(world.old, world.old)
-    limits = {"most_queries": 10, "most_distractors": 25}
-    found = HeldOutRetrieval(pairs, np.arange(40), "new-to-old", seed=0, **limits).score(lambda v: v)
+    judge = HeldOutRetrieval(pairs, np.arange(40), "new-to-old", seed=0, most_queries=10, most_distractors=25)
+    found = judge.score(lambda v: v)
     assert (found.queries, found.gallery) == (10, 25)
     assert found.mean_reciprocal_rank >= 0.5  # only the person's other, equal picture may tie
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from compat.neighbors import unit_rows
 from compat.options import Direction, FitOptions
-from compat.pairs import BLOCK_ROWS, Pairs
+from compat.pairs import Pairs
 from compat.training.candidates import Candidate, climb, solve
-from compat.training.moments import Moments, Preparation, total
+from compat.training.moments import Moments, NotFinite, Preparation, directions, total
 from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, Map, Ranked, identity_folds
 from compat.training.solutions import Solutions
 from compat.transformers.linear import LinearMap
@@ -29,6 +29,10 @@ QUICK_QUERIES = 900
 """Held-out queries, in whole folds, that settings within a family are searched with."""
 CENTRE_PAIRS = 10_000
 """The centre that directions are seen from is the mean of so many pairs at most; it need not be exact."""
+
+
+MOMENT_ROWS = 8192
+"""Pairs in a block, whose products are formed in float32."""
 
 
 class Fitted(NamedTuple):
@@ -91,7 +95,8 @@ class CrossValidation:
         self, pairs: Pairs, options: FitOptions, *, target: bool, distractors: Distractors | None = None
     ) -> None:
         self.pairs, self.options, self._distractors = pairs, options, distractors
-        self.folds = identity_folds(pairs, options.folds, seed=options.seed)
+        one_fold = np.zeros(len(pairs), np.int64)  # where there is nothing to choose
+        self.folds = one_fold if options.strength else identity_folds(pairs, options.folds, seed=options.seed)
         self._preparation = prepare(pairs, options)
         self._moments = fold_moments(pairs, self.folds, options.direction, self._preparation, target=target)
 
@@ -202,18 +207,18 @@ def fold_moments(
     """
     source, into = pairs.spaces(direction)
     moments = [Moments.zero(source.dim, into.dim, target=target) for _ in range(folds.max() + 1)]
-    for start in range(0, len(pairs), BLOCK_ROWS):
-        rows = np.arange(start, min(start + BLOCK_ROWS, len(pairs)))
-        x, y = pairs.take(rows, direction)
-        for side in (x, y):
-            if not np.isfinite(side.sum()):
-                bad = np.flatnonzero(~np.isfinite(side).all(axis=1))
-                if len(bad):
-                    name = "" if pairs.item_ids is None else f" (item {pairs.item_ids[int(start + bad[0])]!r})"
-                    raise ValueError(f"pair {start + bad[0]}{name} holds NaN or infinity; leave that item out")
-        x, y = preparation(x), unit_rows(y)
+    start = 0
+    for raw_x, raw_y in pairs.blocks(direction, MOMENT_ROWS):
+        rows = slice(start, start + len(raw_x))
+        try:
+            x, y = preparation(raw_x), directions(raw_y)
+        except NotFinite as error:
+            pair = start + error.row
+            name = "" if pairs.item_ids is None else f" (item {pairs.item_ids[pair]!r})"
+            raise ValueError(f"pair {pair}{name} holds NaN or infinity; leave that item out") from None
         weights = None if pairs.weights is None else pairs.weights[rows]
         here = folds[rows]
+        start += len(x)
         if here.min() == here.max():
             moments[here[0]].add(x, y, weights)
             continue

@@ -5,13 +5,18 @@ Shapes: n pairs, source dimension s, target dimension t.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from compat.neighbors import unit_rows
+
+_LEAST, _MOST = 1e-15, 1e15
+"""Lengths within these are sound in float32."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,36 @@ class Preparation:
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Unit rows float32 [n, s] of vectors [n, s]."""
-        rows = unit_rows(vectors)
-        return unit_rows(rows - self.centre) if self.centre.any() else rows
+        rows = directions(vectors)
+        if self.centre.any():
+            rows = directions((torch.from_numpy(rows) - torch.from_numpy(self.centre)).numpy())
+        return rows
+
+
+class NotFinite(ValueError):
+    """A vector holds NaN or infinity; `row` says which."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} holds NaN or infinity; leave it out")
+        self.row = row
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    """Rows of vectors, float32 [n, d], scaled to unit length: `unit_rows` on all cores.
+
+    Raises:
+        NotFinite: If a vector holds NaN or infinity.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a store's vectors are read-only, and are only read here
+        rows = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if len(rows) and float(lengths.min()) > _LEAST and float(lengths.max()) < _MOST:  # false for NaN too
+        return (rows * (1.0 / lengths)).numpy()
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise NotFinite(int(bad[0]))
+    return unit_rows(vectors)
 
 
 class Centred(NamedTuple):
@@ -80,20 +113,22 @@ class Moments:
         Products are formed in float32 within the block and summed in float64 over blocks: keep blocks to some
         thousand rows.
         """
+        # All in torch: numpy's products run on threads of their own, and two pools in turn wait for each other.
+        source, target = torch.from_numpy(x), torch.from_numpy(y)
         if weights is None:
             self.weight += len(x)
-            self.x_sum += x.sum(axis=0, dtype=np.float64)
-            self.y_sum += y.sum(axis=0, dtype=np.float64)
+            self.x_sum += source.sum(dim=0).numpy()
+            self.y_sum += target.sum(dim=0).numpy()
         else:
             self.weight += float(weights.sum())
             self.x_sum += weights @ x
             self.y_sum += weights @ y
-            root = np.sqrt(weights).astype(np.float32)[:, None]
-            x, y = x * root, y * root
-        self.xx += x.T @ x
-        self.xy += x.T @ y
+            root = torch.from_numpy(np.sqrt(weights).astype(np.float32))[:, None]
+            source, target = source * root, target * root
+        self.xx += (source.T @ source).numpy()
+        self.xy += (source.T @ target).numpy()
         if self.yy is not None:
-            self.yy += y.T @ y
+            self.yy += (target.T @ target).numpy()
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

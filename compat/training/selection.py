@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from compat.metrics.retrieval import TIE
 from compat.neighbors import unit_rows
@@ -185,7 +186,7 @@ class HeldOutRetrieval:
         else:
             gallery = transform(gallery)
         gallery = unit_rows(gallery)
-        product = unit_rows(queries) @ gallery.T
+        product = (torch.from_numpy(unit_rows(queries)) @ torch.from_numpy(gallery).T).numpy()
         product[self._itself, self._itself] = -np.inf
         hubness = 0.0
         if any(corrections) and len(bank):
