@@ -35,7 +35,7 @@ def scores(queries: np.ndarray, gallery: np.ndarray, relevance: Relevance, simil
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="a folder that holds text_wordnet/")
+    parser.add_argument("--data", type=Path, help="a folder that holds text_wordnet/, see README.md")
     parser.add_argument("--documents", type=int, default=10_000, help="pairs of documents")
     parser.add_argument("--gallery", type=int, default=8000, help="documents searched")
     parser.add_argument("--queries", type=int, nargs="+", default=[0, 100, 500, 2000], help="pairs of queries")
@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write results/query_pairs.md")
     options = parser.parse_args()
+    if options.data is None:
+        print("nothing measured: real queries embedded by two models are needed, pass --data DIR (see README.md)")
+        return
     folder = options.data / "text_wordnet"
     old, new = (unit_rows(np.load(folder / name)) for name in ("docs_old_wordllama256.npy", "docs_new_minilm384.npy"))
     rows_of_items = {item: row for row, item in enumerate(pl.read_parquet(folder / "docs.parquet")["item_id"])}

@@ -28,7 +28,7 @@ from compat.transformers.artefact import load_transformer
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
-COMMANDS = ("train_transformer", "evaluate", "migrate", "transform", "extract")
+COMMANDS = ("train_transformer", "evaluate", "migrate", "transform", "extract", "sample")
 HEAVY = {"torch", "zarr", "polars", "faiss", "numpy", "PIL", "sklearn", "pynndescent", "plotly"}
 # The command as it is, but for one more architecture, small enough for a test, and a commit after every batch.
 EXTRACT = """
@@ -129,6 +129,50 @@ def test_from_two_stores_to_a_verdict(stores, tmp_path, here):
     assert report["settings"]["naive"] is None
     assert (tmp_path / "r" / "report.html").read_text().lstrip().startswith("<!DOCTYPE html>")
     assert report["verdict"]["reason"][:30] in " ".join(evaluated.stdout.split())
+
+
+def test_by_default_the_best_map_is_chosen_and_the_ladder_shown(stores, tmp_path, here):
+    pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--out", tmp_path / "t")
+    trained = here("train_transformer", *pair, "--correction", 0.5, "--gallery", stores / "gallery")
+    assert trained.returncode == 0, trained.stderr
+    lines = trained.stdout.splitlines()
+    assert lines[0] == "held-out retrieval by label, 160 queries:"
+    chosen = [line for line in lines if line.startswith("* ")]
+    transformer = load_transformer(tmp_path / "t")
+    assert len(chosen) == 1
+    assert chosen[0].startswith(f"* {transformer.training['chosen']} ")
+    assert len(transformer.training["ladder"]) == len(lines) - 4
+    assert lines[-2].startswith(f"chosen: {transformer.training['chosen']}, because ")
+    assert f"{transformer.family} with hubness correction 0.5 from new" in lines[-1]
+    assert transformer.correction is not None
+    with EmbeddingStore.open(stores / "gallery") as gallery:
+        known = transformer.known_offsets(gallery.digest(), len(gallery))
+        found = transformer.correction.offsets(gallery.rows(0, len(gallery)), gallery.items["item_id"])
+    np.testing.assert_allclose(known, found, atol=1e-6)
+
+
+def test_further_pairs_count_by_their_weight_and_judge_the_map(stores, tmp_path, here):
+    pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--transformer", "ridge")
+    more = {"old": str(stores / "old_queries"), "new": str(stores / "queries"), "weight": 3}
+    both = here("train_transformer", *pair, "--out", tmp_path / "both", "--more", json.dumps([more]))
+    assert both.returncode == 0, both.stderr
+    training = load_transformer(tmp_path / "both").training
+    assert training["pairs"] == 200
+    assert training["held_out"]["queries"] == 40  # those that look like queries alone
+    wrong = here("train_transformer", *pair, "--out", tmp_path / "wrong", "--more", json.dumps([more | {"weight": -1}]))
+    assert wrong.returncode == 2
+    assert "the weight of further pairs must be positive, found -1" in wrong.stderr
+    swapped = json.dumps([{"old": more["new"], "new": more["old"]}])
+    mixed = here("train_transformer", *pair, "--out", tmp_path / "mixed", "--more", swapped)
+    assert mixed.returncode == 2
+    assert "expected one space" in mixed.stderr
+
+
+def test_a_gallery_of_another_model_is_refused(stores, tmp_path, here):
+    pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--out", tmp_path / "t")
+    wrong = here("train_transformer", *pair, "--gallery", stores / "third")
+    assert wrong.returncode == 2
+    assert "third is in third (8-D), expected the old model's space, old (8-D)" in wrong.stderr
 
 
 def test_training_again_loads_what_is_there_and_refuses_what_is_not_the_same(stores, tmp_path, here):

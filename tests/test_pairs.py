@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import open_store, plant, write_store
 
-from compat.pairs import ArrayVectors, Pairs, Source, join_pairs, label_codes, merge_pairs
+from compat.pairs import Pairs, Source, join_pairs, label_codes, merge_pairs
+from compat.vectors import ArrayVectors
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
