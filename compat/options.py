@@ -71,12 +71,12 @@ class FitOptions:
         inputs: How linear families read a vector: `raw` its direction, in a regression through the origin; `centred`
             its direction, with an intercept; `centred_unit` its direction seen from the mean.
         strength: Penalty of ridge and its kin in units of the mean variance along a dimension. Not given: chosen by
-            retrieval of held-out pairs, as the other choices within a family are.
-        loss: Weights of the loss (mlp and msresnet).
-        interpolation: Synthetic identities (mlp and msresnet).
+            retrieval of held-out pairs, as the other settings of a family are; given, those are at their middle.
+        loss: Weights of the loss of networks (mlp, residual_mlp, msresnet).
+        interpolation: Synthetic identities, for networks.
         schedule: `full` trains on real and synthetic samples to the end, `pretrain` drops the synthetic ones half way.
-        epochs: Passes over the pairs (mlp and msresnet).
-        batch_size: Pairs in a step (mlp and msresnet).
+        epochs: Most passes of a network over the pairs.
+        batch_size: Pairs in a step of a network.
         learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
         folds: The pairs are divided into this many parts, identities kept together; choices are made by
             cross-validation over them, networks stop early by one of them.
@@ -108,6 +108,8 @@ class FitOptions:
             raise ValueError(f"folds must be between 2 and 20, found {self.folds}")
         if self.correction is not None and not 0 <= self.correction <= 2:
             raise ValueError(f"correction must be between 0 and 2, found {self.correction}")
+        if self.transformer == "auto" and self.strength is not None:
+            raise ValueError("auto chooses the strength itself; name a family with --transformer, for example ridge")
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be positive, found {self.strength}")
         if self.seed < 0:

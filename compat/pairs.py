@@ -32,7 +32,7 @@ class Pairs:
         weights: float64 [n], how much each pair counts in a fit, or None where all count alike.
         query_like: bool [n], the pairs that look like queries where the others are gallery items, or None where no
             such difference is made. A map is judged, and hubs are found, by them.
-        item_ids: Ids [n] of the items, or None where they have none.
+        item_ids: Ids [n] of the items, of a view those of its original, or None where they have none.
         label_names: What the labels [n] were before they were codes, or None.
     """
 
@@ -66,6 +66,8 @@ class Pairs:
         """
         if old.ndim != 2 or new.ndim != 2 or len(old) != len(new):
             raise ValueError(f"pairs need two arrays of equally many rows, found {old.shape} and {new.shape}")
+        if labels is not None and len(labels) != len(old):
+            raise ValueError(f"pairs need a label each, found {len(labels)} labels for {len(old)} pairs")
         rows = np.arange(len(old))
         codes = None if labels is None else np.asarray(labels)
         if codes is not None and not np.issubdtype(codes.dtype, np.integer):
@@ -160,57 +162,61 @@ class Source(NamedTuple):
 def merge_pairs(sources: Sequence[Source]) -> Pairs:
     """The pairs of several sources as one, in their order.
 
-    Labels are kept only where every source has them, and are told apart by source: the codes of two sources mean
-    different identities.
+    Labels of one name are one identity in every source; where a source has no labels, each of its items is an identity
+    of its own. Pairs of one item id are one original, whichever source they are from.
 
     Raises:
-        ValueError: If a weight is not positive, or the sources are of different spaces.
+        ValueError: If a weight is not positive and finite, or the sources are of different spaces.
     """
     for source in sources:
-        if not source.weight > 0:
-            raise ValueError(f"the weight of a source of pairs must be positive, found {source.weight}")
+        if not 0 < source.weight < np.inf:
+            raise ValueError(f"the weight of a source of pairs must be positive and finite, found {source.weight}")
     if len(sources) == 1:
         return sources[0].pairs
     parts = [source.pairs for source in sources]
     lengths = [len(part) for part in parts]
-    spread = [np.repeat(value, length) for value, length in zip([s.weight for s in sources], lengths, strict=True)]
-    old, new = JoinedVectors(tuple(p.old for p in parts)), JoinedVectors(tuple(p.new for p in parts))
     rows = []
     for side in ("old", "new"):
         starts = np.cumsum([0, *(len(getattr(part, side)) for part in parts)])
         rows.append(
             np.concatenate([getattr(p, f"{side}_rows") + start for p, start in zip(parts, starts, strict=False)])
         )
-    ids = [part.item_ids for part in parts]
-    texts = pl.concat([i.cast(pl.String) for i in ids if i is not None]) if all(i is not None for i in ids) else None
+    names, ids = _joined([_names(part) for part in parts]), _joined([_ids(part) for part in parts])
+    originals = _joined([_originals(part) for part in parts])
     return Pairs(
-        old,
-        new,
+        JoinedVectors(tuple(part.old for part in parts)),
+        JoinedVectors(tuple(part.new for part in parts)),
         *rows,
-        labels=_apart([part.labels for part in parts]),
-        originals=_originals(parts),
-        weights=np.concatenate(spread).astype(np.float64),
+        labels=None if names is None else label_codes(names),
+        originals=None if originals is None else label_codes(originals),
+        weights=np.repeat([float(source.weight) for source in sources], lengths),
         query_like=np.repeat([source.query_like for source in sources], lengths),
-        item_ids=texts,
+        item_ids=None if ids is None or ids.null_count() else ids,
+        label_names=names,
     )
 
 
-def _originals(parts: Sequence[Pairs]) -> np.ndarray | None:
-    if all(part.originals is None for part in parts):
-        return None
-    return _apart([np.arange(len(part)) if part.originals is None else part.originals for part in parts])
+def _joined(columns: Sequence[pl.Series]) -> pl.Series | None:
+    joined = pl.concat([column.cast(pl.String) for column in columns])
+    return None if joined.null_count() == len(joined) else joined
 
 
-def _apart(columns: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    codes: list[np.ndarray] = []
-    first = 0
-    for column in columns:
-        if column is None:
-            return None
-        dense = np.unique(column, return_inverse=True)[1]
-        codes.append(dense + first)
-        first += int(dense.max(initial=-1)) + 1
-    return np.concatenate(codes)
+def _names(pairs: Pairs) -> pl.Series:
+    if pairs.label_names is not None:
+        return pairs.label_names
+    return pl.Series(pairs.labels) if pairs.labels is not None else _nothing(pairs)
+
+
+def _ids(pairs: Pairs) -> pl.Series:
+    return pairs.item_ids if pairs.item_ids is not None else _nothing(pairs)
+
+
+def _originals(pairs: Pairs) -> pl.Series:
+    return pl.Series(pairs.originals) if pairs.item_ids is None and pairs.originals is not None else _ids(pairs)
+
+
+def _nothing(pairs: Pairs) -> pl.Series:
+    return pl.repeat(None, len(pairs), dtype=pl.String, eager=True)
 
 
 def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
@@ -243,13 +249,16 @@ def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
         )
     old_rows = joined["old_row"].to_numpy().astype(np.int64)
     new_rows = joined["new_row"].to_numpy().astype(np.int64)
+    ids = old_ids.gather(old_rows)
     codes, names = {}, {}
     for name in ("label", "source_item"):
         sides = ((old.items, old_rows), (new.items, new_rows))
         columns = [items[name].gather(rows) for items, rows in sides if name in items.columns]
         known = [column for column in columns if column.null_count() < len(column)]
         codes[name], names[name] = (label_codes(known[0]), known[0]) if known else (None, None)
-    ids = old_ids.gather(old_rows)
+    if names["source_item"] is not None:
+        of_view, ids = of_one_type(names["source_item"], ids)
+        ids = pl.DataFrame({"of": of_view, "own": ids}).select(pl.coalesce("of", "own"))["of"]
     return Pairs(old, new, old_rows, new_rows, codes["label"], codes["source_item"], None, None, ids, names["label"])
 
 

@@ -73,10 +73,6 @@ def sample(options: SampleOptions) -> str:
     return f"{len(table)} of {len(items)} items, the central ones of {picked.clusters} clusters{labels}: {options.out}"
 
 
-def _sample_and_tell(options: SampleOptions) -> None:
-    print(sample(options))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return run_command(

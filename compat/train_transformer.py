@@ -28,8 +28,8 @@ class MorePairs:
         old: Store of the old model's embeddings.
         new: Store of the new model's embeddings of the same items.
         weight: How much each of these pairs counts, where one of --old and --new counts 1.
-        query_like: Whether they look like queries. Maps are then judged by them, and 500 or more alone show where hubs
-            are.
+        query_like: Whether they look like queries. 50 or more are what maps are judged by, and 500 or more alone show
+            where hubs are.
     """
 
     old: Path
@@ -38,7 +38,7 @@ class MorePairs:
     query_like: bool = True
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        if not 0 < self.weight < float("inf"):
             raise ValueError(f"the weight of further pairs must be positive, found {self.weight}")
 
 
@@ -96,12 +96,15 @@ def train_transformer(
             sources.append(Source(join_pairs(*further), more.weight, more.query_like))
         pairs = merge_pairs(sources)
         gallery = None if options.gallery is None else stores.enter_context(open_complete(options.gallery))
+        digest = None if gallery is None else gallery.digest()
         distractors = None if gallery is None else distractors_of(gallery, pairs, seed=options.seed)
         if (options.out / "card.json").exists():
             found = load_transformer(options.out)
-            if found.training["options"] != asdict(fit) or found.training["pairs_fingerprint"] != pairs.fingerprint():
+            made_of = {"options": asdict(fit), "pairs_fingerprint": pairs.fingerprint(), "gallery": digest}
+            other = [name.split("_")[0] for name, value in made_of.items() if found.training.get(name) != value]
+            if other:
                 raise FileExistsError(
-                    f"{options.out} holds a transformer of other options or pairs; name another --out or remove it"
+                    f"{options.out} holds a transformer of other {' and '.join(other)}; name another --out or remove it"
                 )
             return found
         options.out.mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,7 @@ def train_transformer(
         transformer = fit_transformer(
             pairs, fit, gallery=distractors, checkpoint=checkpoint, on_epoch=on_epoch, on_candidate=on_candidate
         )
+        transformer.training["gallery"] = digest
         if gallery is not None:
             transformer = with_gallery(transformer, gallery)
         transformer.save(options.out)

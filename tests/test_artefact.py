@@ -202,9 +202,9 @@ def test_the_digest_covers_the_correction(vectors):
         make_corrected().without_correction(),
         make(),
     ]
-    assert len({t.digest() for t in given}) == 6
+    assert len({t.digest() for t in given}) == 5  # offsets of a gallery follow from the bank
     assert given[-1].digest() == given[-2].digest() == make_corrected(seed=1).without_correction().digest()
-    assert len({t.served_space for t in given}) == 6
+    assert len({t.served_space for t in given}) == 5
     assert given[-1].served_space == OLD
     np.testing.assert_array_equal(given[-1].serve_queries(vectors), given[-1].transform(vectors))
 

@@ -148,6 +148,7 @@ def test_by_default_the_best_map_is_chosen_and_the_ladder_shown(stores, tmp_path
     with EmbeddingStore.open(stores / "gallery") as gallery:
         known = transformer.known_offsets(gallery.digest(), len(gallery))
         found = transformer.correction.offsets(gallery.rows(0, len(gallery)), gallery.items["item_id"])
+    assert known is not None
     np.testing.assert_allclose(known, found, atol=1e-6)
 
 
@@ -158,7 +159,7 @@ def test_further_pairs_count_by_their_weight_and_judge_the_map(stores, tmp_path,
     assert both.returncode == 0, both.stderr
     training = load_transformer(tmp_path / "both").training
     assert training["pairs"] == 200
-    assert training["held_out"]["queries"] == 40  # those that look like queries alone
+    assert training["held_out"]["queries"] == 200  # 40 that look like queries are too few to judge by
     wrong = here("train_transformer", *pair, "--out", tmp_path / "wrong", "--more", json.dumps([more | {"weight": -1}]))
     assert wrong.returncode == 2
     assert "the weight of further pairs must be positive, found -1" in wrong.stderr
@@ -166,6 +167,15 @@ def test_further_pairs_count_by_their_weight_and_judge_the_map(stores, tmp_path,
     mixed = here("train_transformer", *pair, "--out", tmp_path / "mixed", "--more", swapped)
     assert mixed.returncode == 2
     assert "expected one space" in mixed.stderr
+
+
+def test_another_gallery_makes_another_transformer(stores, tmp_path, here):
+    pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--out", tmp_path / "t")
+    rest = ("--transformer", "ridge", "--correction", 0.5)
+    assert here("train_transformer", *pair, *rest).returncode == 0
+    again = here("train_transformer", *pair, *rest, "--gallery", stores / "gallery")
+    assert again.returncode == 2
+    assert "holds a transformer of other gallery; name another --out or remove it" in again.stderr
 
 
 def test_a_gallery_of_another_model_is_refused(stores, tmp_path, here):
@@ -181,7 +191,7 @@ def test_training_again_loads_what_is_there_and_refuses_what_is_not_the_same(sto
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()}
     assert here("train_transformer", *pair).stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()} == times
-    one_line(here("train_transformer", *pair, "--seed", 1), "holds a transformer of other options or pairs")
+    one_line(here("train_transformer", *pair, "--seed", 1), "holds a transformer of other options; name another")
 
 
 def test_a_killed_training_goes_on_and_ends_as_if_never_interrupted(stores, tmp_path):

@@ -14,7 +14,7 @@ from compat.migration.bridged import BridgedGallery
 from compat.migration.run import migrate_gallery
 from compat.options import Direction
 from compat.transformers.artefact import WrongSpace, load_transformer
-from compat.transformers.hubness import HubnessCorrection, item_hashes, lift_gallery, lift_queries, nearest_mean
+from compat.transformers.hubness import HubnessCorrection, Own, item_hashes, lift_gallery, lift_queries, nearest_mean
 from compat.transformers.serving import corrected_old_rows, served_rows
 from stores.convert import ConvertOptions, convert
 from stores.store import EmbeddingStore
@@ -50,10 +50,10 @@ def test_the_mean_of_the_nearest_is_what_a_slow_loop_finds(monkeypatch, bank_row
     gallery, bank = (unit(generator.normal(size=(n, 6))).astype(np.float32) for n in (50, bank_rows))
     for block in (7, 2048):
         monkeypatch.setattr("compat.transformers.hubness._BLOCK_ROWS", block)
-        for own in (None, generator.integers(-1, bank_rows, size=50), generator.integers(-1, bank_rows, size=(50, 3))):
+        for own in (None, Own(np.arange(50), np.arange(bank_rows)), Own(np.arange(50) % 7, np.arange(bank_rows) % 4)):
             found = nearest_mean(gallery, bank, own=own, neighbours=5)
             for i, row in enumerate(gallery):
-                left = np.setdiff1d(np.arange(bank_rows), [] if own is None else own[i])
+                left = np.arange(bank_rows) if own is None else np.flatnonzero(own.bank != own.gallery[i])
                 nearest = np.sort((bank[left] @ row).astype(np.float64))[::-1][:5]
                 assert found[i] == pytest.approx(nearest.mean() if len(nearest) else 0, abs=1e-6)
 

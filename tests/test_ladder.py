@@ -159,3 +159,27 @@ def test_query_like_pairs_are_what_maps_are_judged_by():
     old, new = anisotropic(800, dim=16)
     pairs = replace(Pairs.from_arrays(old, new), query_like=np.arange(800) >= 650, weights=np.full(800, 2.0))
     assert fit_transformer(pairs).training["held_out"]["queries"] == 150
+
+
+def test_auto_leaves_the_strength_to_itself():
+    with pytest.raises(ValueError, match="auto chooses the strength itself; name a family"):
+        FitOptions(strength=0.1)
+
+
+def test_few_query_like_pairs_among_many_do_not_stop_auto():
+    old, new = anisotropic(1100, dim=8)
+    pairs = replace(Pairs.from_arrays(old, new), query_like=np.arange(1100) < 3, weights=np.ones(1100))
+    assert fit_transformer(pairs, FitOptions(seed=5)).training["held_out"]["queries"] == 1100
+
+
+def test_a_network_challenges_from_a_thousand_pairs_on():
+    old, new = anisotropic(1000, dim=8)
+    ladder = fit_transformer(Pairs.from_arrays(old, new)).training["ladder"]
+    assert "residual_mlp" in {rung["family"] for rung in ladder}
+
+
+def test_a_network_is_not_given_what_is_not_finite():
+    old, new = anisotropic(60, dim=8)
+    old[3, 0] = np.inf
+    with pytest.raises(ValueError, match="pair 3 holds NaN or infinity"):
+        fit_transformer(Pairs.from_arrays(old, new), FitOptions(transformer="mlp"))

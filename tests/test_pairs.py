@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from planted import open_store, plant, write_store
 
 from compat.pairs import Pairs, Source, join_pairs, label_codes, merge_pairs
+from compat.training.selection import identity_folds
 from compat.vectors import ArrayVectors
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
@@ -203,27 +204,69 @@ def test_merged_pairs_are_those_of_their_sources_in_order_with_weights(tmp_path)
     assert merged.item_ids is not None
     assert merged.item_ids.to_list() == [str(i) for i in range(18)] + [f"q{i}" for i in range(8)]
     assert merged.labels is not None
-    assert not set(merged.labels[:18]) & set(merged.labels[18:])  # two sources' labels mean different identities
     assert len(set(merged.labels[18:])) == 4
+    assert set(merged.labels[18:]) < set(merged.labels[:18])  # a label of one name is one identity in every source
     half = merged.select(np.arange(15, 22))
     assert half.weights is not None
     assert half.weights.tolist() == [1.0] * 3 + [0.5] * 4
 
 
-def test_a_source_without_labels_leaves_none_and_a_wrong_one_is_refused():
+def test_a_source_without_labels_is_of_items_of_their_own():
     world = plant(identities=4, samples=2)
     labelled = Pairs.from_arrays(world.old, world.new, world.labels)
-    assert merge_pairs([Source(labelled), Source(replace(labelled, labels=None))]).labels is None
+    merged = merge_pairs([Source(labelled), Source(replace(labelled, labels=None))])
+    assert merged.labels is not None
+    np.testing.assert_array_equal(merged.labels[:8], world.labels)
+    assert len(set(merged.labels)) == 4 + 8
+    unlabelled = replace(labelled, labels=None)
+    assert merge_pairs([Source(unlabelled), Source(unlabelled)]).labels is None
     assert merge_pairs([Source(labelled)]) is labelled
-    views = replace(labelled, originals=np.arange(8) // 2)
-    merged = merge_pairs([Source(views), Source(labelled)])
+
+
+def test_one_item_in_two_sources_is_one_original(tmp_path):
+    world = plant(identities=40, samples=1)
+    ids = [f"i{row}" for row in range(40)]
+    old, new = (open_store(tmp_path / name, getattr(world, name), name=name, ids=ids) for name in ("old", "new"))
+    merged = merge_pairs([Source(join_pairs(old, new)), Source(join_pairs(old, new), query_like=True)])
     assert merged.originals is not None
-    assert len(set(merged.originals)) == 4 + 8
-    with pytest.raises(ValueError, match="weight of a source of pairs must be positive, found 0"):
-        merge_pairs([Source(labelled, weight=0)])
+    np.testing.assert_array_equal(merged.originals[:40], merged.originals[40:])
+    folds = identity_folds(merged, 5, seed=0)
+    np.testing.assert_array_equal(folds[:40], folds[40:])
+
+
+def test_views_of_an_unlabelled_item_share_a_fold():
+    world = plant(identities=60, samples=1)
+    views = np.repeat(np.arange(60), 2)
+    labels = np.arange(120)  # as null labels are coded: each view an identity of its own
+    labels[:40] = views[:40] // 2
+    pairs = replace(Pairs.from_arrays(world.old[views], world.new[views], labels), originals=views)
+    folds = identity_folds(pairs, 5, seed=0)
+    for key in (views, np.where(np.arange(120) < 40, labels, -views - 1)):
+        assert all(len(set(folds[key == value])) == 1 for value in set(key))
+    assert len(set(folds)) == 5
+
+
+def test_the_ids_of_views_are_their_originals(tmp_path):
+    world = plant(identities=3, samples=2)
+    extra = {"source_item": ["a", "a", None, None, "b", "b"]}
+    ids = ["a#1", "a#2", "c", "d", "b#1", "b#2"]
+    old = open_store(tmp_path / "old", world.old, ids=ids, extra=extra)
+    pairs = join_pairs(old, open_store(tmp_path / "new", world.new, name="new", ids=ids))
+    assert pairs.item_ids is not None
+    assert pairs.item_ids.to_list() == ["a", "a", "c", "d", "b", "b"]
+
+
+def test_wrong_sources_and_labels_are_refused():
+    world = plant(identities=4, samples=2)
+    labelled = Pairs.from_arrays(world.old, world.new, world.labels)
+    for weight in (0, -1, np.inf, np.nan):
+        with pytest.raises(ValueError, match="weight of a source of pairs must be positive and finite"):
+            merge_pairs([Source(labelled, weight=weight)])
     other = Pairs.from_arrays(world.old, world.new, old_space=EmbeddingSpace("other", None, 8, False))
     with pytest.raises(ValueError, match="expected one space"):
         merge_pairs([Source(labelled), Source(other)])
+    with pytest.raises(ValueError, match="found 7 labels for 8 pairs"):
+        Pairs.from_arrays(world.old, world.new, world.labels[:7])
 
 
 def test_labels_beyond_the_pairs_get_the_codes_of_the_pairs(tmp_path):

@@ -177,3 +177,39 @@ def test_where_some_pairs_look_like_queries_only_they_are_asked_and_many_are_the
         assert judge.asked == queries - 50
         assert len(bank_pairs(pairs, most=10_000, seed=0)) == bank
         assert len(bank_pairs(pairs, most=90, seed=0)) == 90
+
+
+def hubless(identities, samples, seed=0):
+    """Labelled pairs of two models, one turned from the other, with no hubs beyond what chance makes."""
+    world = plant(identities=identities, samples=samples, old_dim=16, new_dim=16, noise=0.9, seed=seed)
+    return Pairs.from_arrays(world.old, world.new, world.labels)
+
+
+def test_an_identitys_own_queries_in_the_bank_do_not_make_a_hub_of_it():
+    # Mates of fitted identities are in the bank, those of held-out ones are not: were they counted, every wrong
+    # answer would be set back and no right one.
+    gains = []
+    for seed in range(4):
+        pairs = hubless(80, 6, seed)
+        held_out = np.flatnonzero(identity_folds(pairs, 5, seed=0) == 0)
+        judge = HeldOutRetrieval(pairs, held_out, "new-to-old", seed=0)
+        fitted = pairs.select(np.setdiff1d(np.arange(480), held_out))
+        transformer = fit_transformer(fitted, FitOptions(transformer="procrustes"))
+        plain, corrected = judge.rank(transformer.transform, (0.0, 0.5))
+        gains.append(corrected.reciprocal_ranks.mean() - plain.reciprocal_ranks.mean())
+    assert abs(np.mean(gains)) < 0.03
+
+
+def test_identities_asked_for_find_mates_in_a_sampled_gallery():
+    pairs = hubless(3000, 2)
+    held_out = np.flatnonzero(identity_folds(pairs, 5, seed=0) == 0)
+    judge = HeldOutRetrieval(
+        pairs, held_out, "new-to-old", seed=0, most_queries=200, most_distractors=600, most_bank=100
+    )
+    assert judge.asked == 200
+
+
+def test_a_handful_of_query_like_pairs_are_no_judges():
+    world = plant(identities=200, samples=1)
+    pairs = replace(Pairs.from_arrays(world.old, world.new), query_like=np.arange(200) < 10)
+    assert HeldOutRetrieval(pairs, np.arange(40), "new-to-old", seed=0).asked == 40

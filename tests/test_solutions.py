@@ -9,7 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import Ridge
 
 from compat.training.candidates import solve
-from compat.training.moments import Moments, Preparation, total
+from compat.training.moments import Moments, Preparation, directions, total
 from compat.training.solutions import Solutions
 
 
@@ -26,8 +26,7 @@ def moments_of(source, target, blocks=1, weights=None, preparation=None):
     moments = Moments.zero(source.shape[1], target.shape[1], target=True)
     weights = np.array_split(weights, blocks) if weights is not None else [None] * blocks
     for x, y, w in zip(np.array_split(source, blocks), np.array_split(target, blocks), weights, strict=True):
-        norms = np.linalg.norm(y, axis=1, keepdims=True)
-        moments.add(preparation(x), (y / np.where(norms > 0, norms, 1)).astype(np.float32), w)
+        moments.add(preparation(x), directions(y), w)
     return moments
 
 
@@ -278,3 +277,20 @@ def test_a_whitened_map_finds_what_a_predicted_vector_does_not():
         return (scores.argmax(axis=1) == np.arange(500)).mean()
 
     assert recall(solutions.whitened(0.01, 0.1)) > recall(solutions.ridge(0.01)) + 0.05
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_directions_from_a_centre_are_those_of_the_vectors_written_out(weighted):
+    generator = np.random.default_rng(11)
+    x, y = 20 * (generator.normal(size=(70, 6)) + 0.5), generator.normal(size=(70, 4))
+    centre = unit(x).mean(axis=0).astype(np.float32)
+    weights = generator.uniform(0.5, 2, size=70) if weighted else None
+    found = moments_of(x, y, blocks=3, weights=weights, preparation=Preparation(centre))
+    z, w = unit(unit(x) - centre), np.ones(70) if weights is None else weights
+    np.testing.assert_allclose(Preparation(centre)(x).written_out(), z, atol=1e-6)
+    np.testing.assert_allclose(found.x_sum, w @ z, atol=1e-4)
+    np.testing.assert_allclose(found.xx, z.T @ (z * w[:, None]), atol=1e-4)
+    np.testing.assert_allclose(found.xy, z.T @ (unit(y) * w[:, None]), atol=1e-4)
+    assert found.yy is not None
+    np.testing.assert_allclose(found.yy, unit(y).T @ (unit(y) * w[:, None]), atol=1e-4)
+    assert found.weight == pytest.approx(w.sum())

@@ -99,13 +99,12 @@ def solve(
     return forms[family]()
 
 
-def climb(family: str, score: Score, *, rounds: int = 6) -> Candidate:
+def climb(family: str, score: Score) -> Candidate:
     """The candidate of a family with the highest score, from the best start step by step to the best neighbour.
 
     Args:
         family: One of `CLOSED_FORMS`.
         score: Higher is better; asked once for each candidate.
-        rounds: Most steps.
     """
     known: dict[Candidate, float] = {}
 
@@ -116,9 +115,6 @@ def climb(family: str, score: Score, *, rounds: int = 6) -> Candidate:
         return max(candidates, key=lambda candidate: (known[candidate], candidate.steps))  # of equals the tamer
 
     best = best_of([Candidate(family, steps) for steps in _STARTS[family]])
-    for _ in range(rounds):
-        better = best_of([best, *best.neighbours()])
-        if better == best:
-            break
+    while (better := best_of([best, *best.neighbours()])) != best:
         best = better
     return best

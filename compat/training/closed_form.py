@@ -94,7 +94,7 @@ class CrossValidation:
     def __init__(
         self, pairs: Pairs, options: FitOptions, *, target: bool, distractors: Distractors | None = None
     ) -> None:
-        self.pairs, self.options, self._distractors = pairs, options, distractors
+        self.pairs, self.options, self.distractors = pairs, options, distractors
         one_fold = np.zeros(len(pairs), np.int64)  # where there is nothing to choose
         self.folds = one_fold if options.strength else identity_folds(pairs, options.folds, seed=options.seed)
         self._preparation = prepare(pairs, options)
@@ -130,7 +130,7 @@ class CrossValidation:
             held_out,
             self.options.direction,
             seed=self.options.seed,
-            distractors=self._distractors,
+            distractors=self.distractors,
             **limits,
         )
 
@@ -162,10 +162,8 @@ def fit_closed_form(pairs: Pairs, options: FitOptions, distractors: Distractors 
     dims = min(validation.whole.dims)
     if options.strength is not None or not validation.possible:
         settings: dict[str, Any] = {"strength": options.strength or ONLY_FOLD_STRENGTH}
-        if family in ("identity", "procrustes"):
-            settings = {}
-        if family == "reduced_rank":
-            settings["rank"] = max(1, dims // 2)
+        middle = {"blend": {"share": 0.5}, "reduced_rank": {"rank": max(1, dims // 2)}, "whitened": {"whitening": 1.0}}
+        settings = {} if family in ("identity", "procrustes") else settings | middle.get(family, {})
         return Fitted(solve(family, validation.whole, **settings), None, settings, (), family, correction)
     search: dict[Candidate, float] = {}
 
@@ -213,16 +211,35 @@ def fold_moments(
         try:
             x, y = preparation(raw_x), directions(raw_y)
         except NotFinite as error:
-            pair = start + error.row
-            name = "" if pairs.item_ids is None else f" (item {pairs.item_ids[pair]!r})"
-            raise ValueError(f"pair {pair}{name} holds NaN or infinity; leave that item out") from None
+            raise _named(pairs, start + error.row) from None
         weights = None if pairs.weights is None else pairs.weights[rows]
         here = folds[rows]
-        start += len(x)
+        start += len(raw_x)
         if here.min() == here.max():
             moments[here[0]].add(x, y, weights)
             continue
         for fold in np.unique(here):
             mine = here == fold
-            moments[fold].add(x[mine], y[mine], None if weights is None else weights[mine])
+            moments[fold].add(x.select(mine), y.select(mine), None if weights is None else weights[mine])
     return moments
+
+
+def require_finite(pairs: Pairs) -> None:
+    """Make sure that no pair holds NaN or infinity.
+
+    Raises:
+        ValueError: If one does; the message names it.
+    """
+    start = 0
+    for sides in pairs.blocks("new-to-old", MOMENT_ROWS):
+        for side in sides:
+            if not np.isfinite(side.sum()):
+                bad = np.flatnonzero(~np.isfinite(side).all(axis=1))
+                if len(bad):
+                    raise _named(pairs, start + int(bad[0]))
+        start += len(sides[0])
+
+
+def _named(pairs: Pairs, pair: int) -> ValueError:
+    name = "" if pairs.item_ids is None else f" (item {pairs.item_ids[pair]!r})"
+    return ValueError(f"pair {pair}{name} holds NaN or infinity; leave that item out")

@@ -11,7 +11,7 @@ from compat.neighbors import unit_rows
 from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS
-from compat.training.closed_form import fit_closed_form
+from compat.training.closed_form import fit_closed_form, require_finite
 from compat.training.gradient import OnEpoch, fit_network
 from compat.training.ladder import OnCandidate, fit_best
 from compat.training.selection import Distractors, bank_pairs
@@ -57,7 +57,8 @@ def fit_transformer(
     elif options.transformer in CLOSED_FORMS:
         fitted = fit_closed_form(pairs, options, gallery)
     else:
-        fitted = fit_network(pairs, options, checkpoint=checkpoint, on_epoch=on_epoch)
+        require_finite(pairs)
+        fitted = fit_network(pairs, options, distractors=gallery, checkpoint=checkpoint, on_epoch=on_epoch)
         fitted = fitted._replace(family=options.transformer, correction=options.correction or 0.0)
     notes = list(fitted.notes)
     if len(pairs) < source.dim:

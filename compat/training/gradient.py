@@ -20,7 +20,7 @@ from compat.pairs import Pairs
 from compat.training.closed_form import Fitted, as_map, fit_ridge_on
 from compat.training.interpolation import NO_SAMPLES, SyntheticSamples, TrainingRows, plan_synthetic
 from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms, imbalance
-from compat.training.selection import HeldOutRetrieval, HeldOutScore, identity_folds
+from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, identity_folds
 from compat.transformers import TRANSFORMERS
 from compat.transformers.linear import LinearMap
 from compat.transformers.residual_mlp import ResidualMLP
@@ -38,6 +38,7 @@ def fit_network(
     options: FitOptions,
     *,
     start: LinearMap | None = None,
+    distractors: Distractors | None = None,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Fitted:
@@ -51,6 +52,7 @@ def fit_network(
         options: Loss weights, synthetic identities, schedule, steps.
         start: For residual_mlp: an affine map fitted to the training folds alone, which predicts targets at their raw
             length. Ridge by default.
+        distractors: A gallery beyond the pairs, for the held-out fold to be found in.
         checkpoint: A file to go on from and to write after each epoch; the result is that of an uninterrupted run.
         on_epoch: Called with each epoch's record: losses, gradients of their weighted terms, learning rate, held-out
             scores, pairs per second.
@@ -64,7 +66,8 @@ def fit_network(
             f"{options.transformer} stops early by pairs held out, but all {len(pairs)} pairs are of one identity; "
             "give more identities, or use --transformer ridge"
         )
-    judge = HeldOutRetrieval(pairs, np.flatnonzero(folds == 0), options.direction, seed=options.seed)
+    held_out = np.flatnonzero(folds == 0)
+    judge = HeldOutRetrieval(pairs, held_out, options.direction, seed=options.seed, distractors=distractors)
     real = pairs.select(np.flatnonzero(folds != 0))
     synthetic = plan_synthetic(real, options.interpolation, options.direction, seed=options.seed)
     training = _Training(real, synthetic, judge, options, start)

@@ -1,8 +1,8 @@
 """`auto`: the best map for the pairs at hand, by retrieval of pairs that no candidate was fitted to.
 
 First every family with a closed form searches its own settings on few queries, then the best of each meet on all
-folds, with and without hubness correction. The winner is the simplest whose score is within noise of the best. Last a
-residual network may challenge it on one fold.
+folds, with and without hubness correction. The winner is the simplest whose score is within a standard error (of their
+difference on the same queries) of the best. Last a residual network may challenge it on one fold.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS, Candidate, climb
 from compat.training.closed_form import ONLY_FOLD_STRENGTH, CrossValidation, Fitted, as_map
 from compat.training.gradient import OnEpoch, fit_network
-from compat.training.selection import MOST_QUERIES, Distractors, HeldOutScore, Ranked
+from compat.training.selection import MOST_QUERIES, Distractors, HeldOutRetrieval, HeldOutScore, Ranked
 from compat.transformers.linear import LinearMap
 
 CORRECTIONS = (0.0, 0.25, 0.5)
 """Strengths tried. Stronger ones win more on the items themselves and lose on queries of another kind."""
 _FAMILIES = tuple(family for family in CLOSED_FORMS if family != "identity")
 _RUNNERS_UP = 3
+_LEAST_JUDGES = 50
 _REGRESSIONS = ("procrustes", "ridge", "shrunk", "blend", "reduced_rank")
 """Families that predict the target itself, which is what a residual network starts from."""
-NETWORK_PAIRS = 1000
-"""Fewer pairs never taught a network anything that the affine map it starts at did not know."""
+NETWORK_PAIRS = (1000, 200_000)
+"""Fewer pairs teach a network little that the affine map it starts at does not know; more take long: ask by name."""
 
 _BETTER = "it retrieves held-out pairs better than every closed form, beyond noise"
 
@@ -92,8 +93,8 @@ def fit_best(
     """
     say = on_candidate or (lambda _: None)
     validation = CrossValidation(pairs, options, target=True, distractors=distractors)
-    if not validation.possible:
-        why = "nothing can be held out to choose by: all pairs are of one identity"
+    if not validation.possible or not any(judge.asked for judge in validation.judges):
+        why = "no pair can be held out and asked for: all are of one identity, or no identity repeats within a fold"
         settings = {"strength": ONLY_FOLD_STRENGTH}
         network = validation.whole.shrunk(ONLY_FOLD_STRENGTH)
         return Fitted(network, None, settings, (f"auto took shrunk: {why}",), "shrunk", options.correction or 0.0)
@@ -112,13 +113,14 @@ def fit_best(
     }
     fitted = Fitted(candidate.solve(validation.whole), ladder[winner].score, facts, (), candidate.family)
     fitted = fitted._replace(correction=winner.correction)
-    if len(pairs) >= NETWORK_PAIRS:
+    judge = validation.judge(0, most_queries=MOST_QUERIES)
+    if NETWORK_PAIRS[0] <= len(pairs) <= NETWORK_PAIRS[1] and judge.asked >= _LEAST_JUDGES:
         start = max(
             (entry for entry in ladder if entry.candidate.family in _REGRESSIONS),
             key=lambda entry: ladder[entry].reciprocal_rank.value,
         )
         say(f"residual_mlp, from {start.candidate.describe(min(validation.whole.dims))}")
-        rung, challenger = _challenge(validation, winner, start.candidate, corrections, on_epoch)
+        rung, challenger = _challenge(validation, judge, winner, start.candidate, corrections, on_epoch)
         shown.append(rung)
         if rung.behind.high < 0:
             fitted = challenger._replace(facts={**challenger.facts, "chosen": rung.name, "why": _BETTER})
@@ -128,6 +130,7 @@ def fit_best(
 
 def _challenge(
     validation: CrossValidation,
+    judge: HeldOutRetrieval,
     winner: Entry,
     start: Candidate,
     corrections: tuple[float, ...],
@@ -137,8 +140,8 @@ def _challenge(
     lengths = [np.linalg.norm(target, axis=1) for _, target in pairs.blocks(options.direction)]
     affine = start.solve(validation.without[0])
     assert isinstance(affine, LinearMap)
-    fitted = fit_network(pairs, options, start=affine.scaled(float(np.concatenate(lengths).mean())), on_epoch=on_epoch)
-    judge = validation.judge(0, most_queries=MOST_QUERIES)
+    affine = affine.scaled(float(np.concatenate(lengths).mean()))
+    fitted = fit_network(pairs, options, start=affine, distractors=validation.distractors, on_epoch=on_epoch)
     theirs = judge.rank(as_map(fitted.network), corrections)
     ours = judge.rank(as_map(winner.candidate.solve(validation.without[0])), (winner.correction,))[0]
     place = max(range(len(corrections)), key=lambda number: theirs[number].reciprocal_ranks.mean())
@@ -218,8 +221,8 @@ def _corrected(strength: float) -> str:
 
 def _reason(chosen: Rung, best: Rung) -> str:
     if chosen is best:
-        return "it retrieves held-out pairs best, and nothing simpler comes within noise of it"
+        return "it retrieves held-out pairs best, and nothing simpler comes within a standard error of it"
     return (
-        f"it is simpler than {best.name}, and within noise of it: {chosen.behind.value:.4f} "
+        f"it is simpler than {best.name}, and within a standard error of it: {chosen.behind.value:.4f} "
         f"[{chosen.behind.low:.4f}, {chosen.behind.high:.4f}] behind in reciprocal rank"
     )

@@ -19,6 +19,39 @@ _LEAST, _MOST = 1e-15, 1e15
 """Lengths within these are sound in float32."""
 
 
+class NotFinite(ValueError):
+    """A vector holds NaN or infinity; `row` says which."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} holds NaN or infinity; leave it out")
+        self.row = row
+
+
+class Directions(NamedTuple):
+    """Directions of vectors from a centre, not written out: row i is scaled[i] - shifts[i] * centre.
+
+    Attributes:
+        scaled: float32 [n, d].
+        shifts: float32 [n], or None where the centre is the origin.
+        centre: float32 [d].
+    """
+
+    scaled: torch.Tensor
+    shifts: torch.Tensor | None
+    centre: np.ndarray
+
+    def select(self, rows: np.ndarray) -> Directions:
+        """Those of rows [m], numbers or a mask."""
+        chosen = torch.from_numpy(rows)
+        return Directions(self.scaled[chosen], None if self.shifts is None else self.shifts[chosen], self.centre)
+
+    def written_out(self) -> np.ndarray:
+        """Unit rows, float32 [n, d]."""
+        if self.shifts is None:
+            return self.scaled.numpy()
+        return (self.scaled - torch.outer(self.shifts, torch.from_numpy(self.centre))).numpy()
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How a source vector is read: its direction from a centre, as `compat.transformers.linear.LinearMap` does.
@@ -31,38 +64,41 @@ class Preparation:
     centre: np.ndarray
     intercept: bool = True
 
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Unit rows float32 [n, s] of vectors [n, s]."""
-        rows = directions(vectors)
-        if self.centre.any():
-            rows = directions((torch.from_numpy(rows) - torch.from_numpy(self.centre)).numpy())
-        return rows
+    def __call__(self, vectors: np.ndarray) -> Directions:
+        """Directions of vectors, float32 [n, s], in one pass over them.
+
+        Raises:
+            NotFinite: If a vector holds NaN or infinity.
+        """
+        return directions(vectors, self.centre)
 
 
-class NotFinite(ValueError):
-    """A vector holds NaN or infinity; `row` says which."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} holds NaN or infinity; leave it out")
-        self.row = row
-
-
-def directions(vectors: np.ndarray) -> np.ndarray:
-    """Rows of vectors, float32 [n, d], scaled to unit length: `unit_rows` on all cores.
+def directions(vectors: np.ndarray, centre: np.ndarray | None = None) -> Directions:
+    """Directions of vectors, float32 [n, d], from a centre [d], or from the origin.
 
     Raises:
         NotFinite: If a vector holds NaN or infinity.
     """
+    rows = _tensor(vectors)
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    if not len(rows) or not (float(lengths.min()) > _LEAST and float(lengths.max()) < _MOST):  # true for NaN too
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise NotFinite(int(bad[0]))
+        rows = torch.from_numpy(unit_rows(vectors))  # of very long and very short ones, and zeros
+        lengths = torch.ones(len(rows))
+    if centre is None or not centre.any():
+        return Directions(rows * (1.0 / lengths)[:, None], None, np.zeros(rows.shape[1], np.float32))
+    along = torch.mv(rows, torch.from_numpy(centre)) / lengths
+    spread = float(centre @ centre)
+    distance = (1.0 - 2.0 * along + spread).clamp_min(torch.finfo(torch.float32).eps).sqrt()
+    return Directions(rows * (1.0 / (lengths * distance))[:, None], 1.0 / distance, centre)
+
+
+def _tensor(vectors: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a store's vectors are read-only, and are only read here
-        rows = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if len(rows) and float(lengths.min()) > _LEAST and float(lengths.max()) < _MOST:  # false for NaN too
-        return (rows * (1.0 / lengths)).numpy()
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise NotFinite(int(bad[0]))
-    return unit_rows(vectors)
+        return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
 
 
 class Centred(NamedTuple):
@@ -107,28 +143,33 @@ class Moments:
             np.zeros((target_dim, target_dim)) if target else None,
         )
 
-    def add(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Take in a block of pairs, unit rows float32 [n, s] and [n, t], and their weights [n] (1 where None).
+    def add(self, x: Directions, y: Directions, weights: np.ndarray | None = None) -> None:
+        """Take in a block of pairs, [n, s] and [n, t] (seen from the origin), and their weights [n] (1 where None).
 
         Products are formed in float32 within the block and summed in float64 over blocks: keep blocks to some
         thousand rows.
         """
         # All in torch: numpy's products run on threads of their own, and two pools in turn wait for each other.
-        source, target = torch.from_numpy(x), torch.from_numpy(y)
-        if weights is None:
-            self.weight += len(x)
-            self.x_sum += source.sum(dim=0).numpy()
-            self.y_sum += target.sum(dim=0).numpy()
-        else:
-            self.weight += float(weights.sum())
-            self.x_sum += weights @ x
-            self.y_sum += weights @ y
-            root = torch.from_numpy(np.sqrt(weights).astype(np.float32))[:, None]
-            source, target = source * root, target * root
-        self.xx += (source.T @ source).numpy()
-        self.xy += (source.T @ target).numpy()
+        source, target = x.scaled, y.scaled
+        ones = torch.ones(len(source)) if weights is None else torch.from_numpy(weights.astype(np.float32))
+        self.weight += len(source) if weights is None else float(weights.sum())
+        x_sum, y_sum = (torch.mv(side.T, ones).double().numpy() for side in (source, target))
+        weighted = source if weights is None else source * ones[:, None]
+        xx, xy = (source.T @ weighted).numpy(), (weighted.T @ target).numpy()
+        if x.shifts is not None:
+            # Of z = x - t c the products are those of x with terms of rank one taken off: no z is written out.
+            shifts = x.shifts * ones
+            centre = x.centre.astype(np.float64)
+            cross = np.outer(torch.mv(source.T, shifts).double().numpy(), centre)
+            self.xx += np.outer(centre, centre) * float((shifts * x.shifts).double().sum()) - cross - cross.T
+            self.xy -= np.outer(centre, torch.mv(target.T, shifts).double().numpy())
+            x_sum = x_sum - float(shifts.double().sum()) * centre
+        self.x_sum += x_sum
+        self.y_sum += y_sum
+        self.xx += xx
+        self.xy += xy
         if self.yy is not None:
-            self.yy += (target.T @ target).numpy()
+            self.yy += (target.T @ (target if weights is None else target * ones[:, None])).numpy()
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

@@ -13,12 +13,14 @@ from compat.metrics.retrieval import TIE
 from compat.neighbors import unit_rows
 from compat.options import Direction
 from compat.pairs import Pairs, of_one_type
-from compat.transformers.hubness import nearest_mean
+from compat.transformers.hubness import Own, nearest_mean
 from stores.store import EmbeddingStore
 
 MOST_QUERIES = 2000
 MOST_DISTRACTORS = 10_000
 MOST_BANK = 4000
+LEAST_QUERY_LIKE = 50
+"""Fewer query-like pairs are no judges: then all pairs are asked."""
 ENOUGH_QUERY_LIKE = 500
 """From so many query-like pairs on, they alone show where hubs are; fewer tell less than all pairs do."""
 
@@ -28,8 +30,8 @@ Map = Callable[[np.ndarray], np.ndarray]
 class Distractors(NamedTuple):
     """A gallery beyond the pairs, in the old space: float [g, d_old], none of them an item of the pairs.
 
-    Labels are integer codes [g] as the pairs have them, or None; without, they cannot take part where relevance is by
-    label, because nobody could say which of them are right.
+    Labels are integer codes [g] as the pairs have them, negative where they know none, or None for no labels at all:
+    then they cannot take part where relevance is by label, because nobody could say which of them are right.
     """
 
     vectors: np.ndarray
@@ -49,7 +51,7 @@ def distractors_of(gallery: EmbeddingStore, pairs: Pairs, *, seed: int, most: in
     rows = np.arange(len(gallery))
     if pairs.item_ids is not None:
         ids, known = of_one_type(gallery.items["item_id"], pairs.item_ids)
-        rows = np.flatnonzero(~ids.is_in(known.implode()).to_numpy())
+        rows = np.flatnonzero(~ids.is_in(known.unique().implode()).to_numpy())
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
     labels = pairs.codes_of(gallery.items["label"].gather(rows)) if "label" in gallery.items.columns else None
     return Distractors(gallery.take(rows), labels)
@@ -90,8 +92,13 @@ def identity_folds(pairs: Pairs, folds: int, *, seed: int) -> np.ndarray:
 
     There are fewer folds where there are fewer such groups.
     """
-    kept_together = pairs.labels if pairs.labels is not None else pairs.originals
-    groups = np.arange(len(pairs)) if kept_together is None else np.unique(kept_together, return_inverse=True)[1]
+    groups = np.arange(len(pairs)) if pairs.labels is None else np.unique(pairs.labels, return_inverse=True)[1]
+    if pairs.originals is not None:
+        # Views of one original go where its first identity goes: they may be unlabelled, each an identity of its own.
+        originals = np.unique(pairs.originals, return_inverse=True)[1]
+        first = np.full(originals.max(initial=-1) + 1, len(pairs))
+        np.minimum.at(first, originals, groups)
+        groups = np.unique(first[originals], return_inverse=True)[1]
     count = groups.max() + 1
     order = np.random.default_rng(seed).permutation(count)
     return (order % min(folds, count))[groups]
@@ -118,7 +125,7 @@ class HeldOutRetrieval:
     """Scores maps on the held-out pairs: queries go through the map, or the gallery does, as the direction says.
 
     Of the views of one original item only the first takes part: finding another view of itself would prove nothing.
-    Where some pairs look like queries, only those are asked.
+    Where enough pairs look like queries, only those are asked.
 
     Args:
         pairs: All pairs.
@@ -151,23 +158,33 @@ class HeldOutRetrieval:
         codes = pairs.labels if by_label and pairs.labels is not None else np.arange(len(pairs))
         if distractors is None or (by_label and distractors.labels is None):
             distractors = Distractors(np.empty((0, pairs.old.space.dim), np.float32), np.empty(0, np.int64))
-        chosen = np.sort(generator.permutation(np.intersect1d(held_out, _askable(pairs)))[:most_queries])
-        others = np.setdiff1d(_firsts(pairs), chosen)
+        held = np.zeros(len(pairs), bool)
+        held[held_out] = True
+        chosen = np.sort(generator.permutation(np.flatnonzero(held & _askable(pairs)))[:most_queries])
+        rest = _firsts(pairs)
+        rest[chosen] = False
         room = max(0, most_distractors - len(chosen))
+        mates = rest & np.isin(codes, codes[chosen]) if by_label else np.zeros(len(pairs), bool)
+        others = np.concatenate([generator.permutation(np.flatnonzero(rows)) for rows in (mates, rest & ~mates)])
+        # Of one's own identity some are always there to be found; distractors get half of the room at least.
+        others = np.concatenate([others[: mates.sum()][: room // 2], others[mates.sum() :]])
         beyond = min(len(distractors.vectors), max(room - len(others), room // 2))
-        others = np.sort(generator.permutation(others)[: room - beyond])
+        others = np.sort(others[: room - beyond])
         picked = np.sort(generator.permutation(len(distractors.vectors))[:beyond])
-        fitted = np.setdiff1d(np.arange(len(pairs)), held_out)
+        fitted = np.flatnonzero(~held)
         bank = fitted[bank_pairs(pairs.select(fitted), most=most_bank, seed=seed)]
         inside = np.concatenate([chosen, others])
         self._queries, self._bank = (pairs.take(numbers, "new-to-old")[0] for numbers in (chosen, bank))
         self._gallery = np.concatenate(
             [pairs.take(inside, "new-to-old")[1], np.asarray(distractors.vectors[picked], np.float32)]
         )
-        self._own = np.concatenate([_positions(inside, bank), np.full(beyond, -1)])
-        unknown = np.full(beyond, -1)
-        beyond_codes = distractors.labels[picked] if by_label and distractors.labels is not None else unknown
-        self._relevant = codes[chosen][:, None] == np.concatenate([codes[inside], beyond_codes])[None, :]
+        unknown = -2 - np.arange(beyond)
+        known = distractors.labels[picked] if by_label and distractors.labels is not None else unknown
+        gallery_codes = np.concatenate([codes[inside], np.where(known < 0, unknown, known)])
+        self._relevant = codes[chosen][:, None] == gallery_codes[None, :]
+        # Held-out items have no mates in the bank, so no other item's mates may count against it.
+        own_codes = codes if by_label or pairs.originals is None else pairs.originals
+        self._own = Own(np.concatenate([own_codes[inside], gallery_codes[len(inside) :]]), own_codes[bank])
         self._itself = np.arange(len(chosen)) if by_label else np.empty(0, np.int64)
         self._relevant[self._itself, self._itself] = False
         self._asked = self._relevant.any(axis=1)
@@ -219,20 +236,17 @@ class HeldOutRetrieval:
 
 
 def _firsts(pairs: Pairs) -> np.ndarray:
+    """Which pairs are the first view of their original, bool [n]."""
     if pairs.originals is None:
-        return np.arange(len(pairs))
-    return np.sort(np.unique(pairs.originals, return_index=True)[1])
+        return np.ones(len(pairs), bool)
+    firsts = np.zeros(len(pairs), bool)
+    firsts[np.unique(pairs.originals, return_index=True)[1]] = True
+    return firsts
 
 
 def _askable(pairs: Pairs) -> np.ndarray:
+    """Which pairs may be asked, bool [n]: the first views, of query-like pairs alone where there are enough."""
     firsts = _firsts(pairs)
-    if pairs.query_like is None or not pairs.query_like.any():
+    if pairs.query_like is None or pairs.query_like.sum() < LEAST_QUERY_LIKE:
         return firsts
-    return firsts[pairs.query_like[firsts]]
-
-
-def _positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    if not len(among):
-        return np.full(len(wanted), -1)
-    found = np.searchsorted(among, wanted).clip(max=len(among) - 1)
-    return np.where(among[found] == wanted, found, -1)
+    return firsts & pairs.query_like

@@ -127,6 +127,7 @@ class Solutions:
         """
         weight = self._ridge(strength)
         if strength not in self._axes_of_predictions:
+            self._axes_of_predictions.clear()  # a search changes the rank first
             self._axes_of_predictions[strength] = np.linalg.eigh(weight.T @ self._centred.xx @ weight)[1]
         axes = self._axes_of_predictions[strength][:, -rank:]
         return self._map(weight @ axes @ axes.T)

@@ -189,7 +189,8 @@ class Transformer:
         tensors = dict(self.network.state_dict())
         if self.correction:
             head["correction"] = self.correction.to_dict()
-            tensors |= {f"hubness.{name}": tensor for name, tensor in self.correction.tensors().items()}
+            bank = self.correction.without_galleries()  # whose offsets follow from the bank
+            tensors |= {f"hubness.{name}": tensor for name, tensor in bank.tensors().items()}
         return tensor_digest(tensors, json.dumps(head, sort_keys=True))
 
     def save(self, folder: str | Path) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,30 +28,37 @@ _BLOCK_ROWS = 2048
 _GALLERY = "gallery."
 
 
+class Own(NamedTuple):
+    """Codes of gallery rows [g] and bank rows [m], equal where they are of one item: that is no sign of a hub."""
+
+    gallery: np.ndarray
+    bank: np.ndarray
+
+
 def nearest_mean(
-    gallery: np.ndarray, bank: np.ndarray, *, own: np.ndarray | None = None, neighbours: int = NEIGHBOURS
+    gallery: np.ndarray, bank: np.ndarray, *, own: Own | None = None, neighbours: int = NEIGHBOURS
 ) -> np.ndarray:
     """Mean cosine of each gallery vector to its nearest vectors of a bank, float32 [g].
 
     Args:
         gallery: Unit rows, float32 [g, d].
         bank: Unit rows, float32 [m, d].
-        own: int64 [g] or [g, c], the bank rows that embed the same item as gallery row i, or -1. They are left out:
-            they would be near on any gallery.
-        neighbours: How many are averaged; fewer where the bank is smaller.
+        own: Leaves out, for each gallery row, the bank rows of the same item or identity, near on any gallery.
+        neighbours: How many are averaged; fewer where the bank is smaller, and 0 where nothing is left of it.
     """
-    bank_columns = torch.from_numpy(np.ascontiguousarray(bank)).T
-    mine = None if own is None else torch.from_numpy(own.reshape(len(gallery), -1))
-    wanted = min(neighbours + (0 if mine is None else mine.shape[1]), len(bank))
+    columns = torch.from_numpy(np.ascontiguousarray(bank)).T
+    # Compared as signed numbers: torch has no full unsigned ones.
+    mine, theirs = (torch.from_numpy(np.array(code).view(np.int64)) for code in own) if own else (None, None)
     means = np.empty(len(gallery), np.float32)
     for start in range(0, len(gallery), _BLOCK_ROWS):
         block = torch.from_numpy(np.ascontiguousarray(gallery[start : start + _BLOCK_ROWS]))
-        values, rows = torch.topk(block @ bank_columns, wanted, dim=1)
-        kept = torch.ones_like(values, dtype=torch.bool)
-        if mine is not None:
-            kept = (rows[:, :, None] != mine[start : start + len(block), None, :]).all(dim=2)
-            kept &= kept.cumsum(dim=1) <= neighbours
-        means[start : start + len(block)] = ((values * kept).sum(dim=1) / kept.sum(dim=1).clamp_min(1)).numpy()
+        scores = block @ columns
+        if mine is not None and theirs is not None:
+            scores.masked_fill_(mine[start : start + len(block), None] == theirs[None, :], -torch.inf)
+        values = torch.topk(scores, min(neighbours, len(bank)), dim=1).values
+        kept = values > -torch.inf
+        summed = torch.where(kept, values, 0.0).sum(dim=1)
+        means[start : start + len(block)] = (summed / kept.sum(dim=1).clamp_min(1)).numpy()
     return means
 
 
@@ -92,6 +100,10 @@ class HubnessCorrection:
             **{_GALLERY + digest: torch.from_numpy(offsets) for digest, offsets in self.galleries.items()},
         }
 
+    def without_galleries(self) -> HubnessCorrection:
+        """The correction without offsets computed beforehand."""
+        return replace(self, galleries={})
+
     @classmethod
     def from_tensors(cls, fields: Mapping[str, float | int], tensors: Mapping[str, torch.Tensor]) -> HubnessCorrection:
         """The inverse of `to_dict` and `tensors`.
@@ -115,16 +127,8 @@ class HubnessCorrection:
         return self._offsets(gallery, self.old_bank, item_ids)
 
     def _offsets(self, gallery: np.ndarray, bank: np.ndarray, item_ids: Iterable[str | int] | None) -> np.ndarray:
-        own = self._own(item_ids) if item_ids is not None and len(self.items) else None
+        own = Own(item_hashes(item_ids), self.items) if item_ids is not None and len(self.items) else None
         return -self.strength * nearest_mean(unit_rows(gallery), bank, own=own, neighbours=self.neighbours)
-
-    def _own(self, item_ids: Iterable[str | int]) -> np.ndarray:
-        """The bank rows of each item, or -1, int64 [n, c]: an item may have come from several sources of pairs."""
-        order = np.argsort(self.items, kind="stable")
-        hashes = item_hashes(item_ids)
-        first, stop = (np.searchsorted(self.items, hashes, side, sorter=order) for side in ("left", "right"))
-        places = first[:, None] + np.arange(max(1, (stop - first).max(initial=0)))
-        return np.where(places < stop[:, None], order[places.clip(max=len(order) - 1)], -1)
 
 
 def item_hashes(item_ids: Iterable[str | int]) -> np.ndarray:
