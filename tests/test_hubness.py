@@ -333,6 +333,15 @@ def test_files_become_what_an_index_with_the_extra_dimension_takes(saved, world,
     np.testing.assert_allclose(transformed(saved, direction, mapped), transformer.transform(vectors), atol=1e-6)
 
 
+def test_queries_that_the_map_was_fitted_to_are_told(tmp_path, world):
+    transformer = corrected_map(world, "new-to-old")
+    gallery = gallery_of(tmp_path, world)
+    for rows, told in ((ASKED, False), (HELD[:30], True)):
+        queries = gallery_of(tmp_path, world, name=f"queries{told}", model="new", rows=rows)
+        notes = evaluate(gallery, queries, transformer=transformer).notes
+        assert any("queries are among the pairs that the map was fitted to" in note for note in notes) == told
+
+
 def test_without_a_correction_either_side_is_served_as_the_map_alone_makes_it(saved, world):
     transformer = load_transformer(saved / "plain")
     for side, wanted in (

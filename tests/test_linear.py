@@ -47,6 +47,12 @@ def test_a_zero_vector_is_mapped_alike_by_both_forms_and_stays_finite():
     np.testing.assert_allclose(linear.folded()(zero), mapped(linear, zero), atol=1e-6)
 
 
+def test_on_the_meta_device_a_map_takes_no_memory():
+    with torch.device("meta"):
+        linear = LinearMap(10**7, 10**7)
+    assert {tensor.device.type for tensor in linear.state_dict().values()} == {"meta"}
+
+
 def test_scaling_scales_the_outputs():
     weight, bias, centre, x = arrays()
     linear = LinearMap.from_arrays(weight, bias, centre)

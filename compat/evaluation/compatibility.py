@@ -12,6 +12,7 @@ from compat.evaluation.settings import OnSetting, Study, require_space
 from compat.evaluation.verdict import Evidence, decide
 from compat.metrics.intervals import Interval, bootstrap_means, interval, paired_slack, proportion_interval
 from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.hubness import item_hashes
 from compat.transformers.serving import is_lifted, is_migrated, query_form
 from stores.galleries.zarr_store import COMPLETE
 from stores.store import EmbeddingStore
@@ -262,6 +263,13 @@ def _notes(study: Study, groups: int, transformer: Transformer | None) -> tuple[
             "the correction is served by a copy of the old gallery with one dimension more: python -m compat.migrate, "
             "or BridgedGallery from Python"
         )
+    if transformer and transformer.correction:
+        known = np.isin(item_hashes(study.queries.items["item_id"]), transformer.correction.items)
+        if known.any():
+            notes.append(
+                f"{int(known.sum())} of the queries are among the pairs that the map was fitted to, and in its "
+                "correction's bank: their figures flatter; ask others"
+            )
     for store in (study.gallery, study.queries):
         if store.provenance.get(COMPLETE) is False:
             notes.append(f"{store.path} is unfinished, {len(store)} rows so far; run the command that writes it again")

@@ -39,7 +39,8 @@ class LinearMap(nn.Module):
     def __init__(self, source_dim: int, target_dim: int) -> None:
         super().__init__()
         # Zeros until `from_arrays` or a state dict fill it: the usual start would move the caller's random state.
-        self.affine = nn.Linear(source_dim, target_dim, device="meta").to_empty(device="cpu").requires_grad_(False)
+        empty = nn.Linear(source_dim, target_dim, device="meta").to_empty(device=torch.get_default_device())
+        self.affine = empty.requires_grad_(False)
         nn.init.zeros_(self.affine.weight)
         nn.init.zeros_(self.affine.bias)
         self.register_buffer("centre", torch.zeros(source_dim))
@@ -61,7 +62,7 @@ class LinearMap(nn.Module):
         return LinearMap.from_arrays(weight * factor, bias * factor, centre)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """[n, s] to [n, t]; a zero vector has no direction, and is mapped as if it lay on the origin."""
+        """[n, s] to [n, t]; a zero vector has no direction, and what it is mapped to means nothing, but is finite."""
         norms = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
         along = vectors @ self.centre[:, None] / norms
         distance = (1.0 - 2.0 * along + self.centre.square().sum()).clamp_min(torch.finfo(vectors.dtype).eps).sqrt()
