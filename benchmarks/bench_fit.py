@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import resource
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 from table import interleaved, markdown, publish
 
 from compat.options import FitOptions
-from compat.pairs import BLOCK_ROWS, Pairs
+from compat.pairs import Pairs, join_pairs
+from compat.training.closed_form import MOMENT_ROWS
 from compat.training.fit import fit_transformer
+from stores.space import EmbeddingSpace
+from stores.store import EmbeddingStore
+
+WRITTEN_ROWS = 40_960
+
+
+def write_stores(folder: Path, rows: int, dim: int) -> tuple[EmbeddingStore, EmbeddingStore]:
+    """Two models of the same items, one turned from the other with noise."""
+    generator = np.random.default_rng(0)
+    turn = np.linalg.qr(generator.standard_normal((dim, dim)))[0].astype(np.float32)
+    stores = [EmbeddingStore.create(folder / name, EmbeddingSpace(name, None, dim, False)) for name in ("old", "new")]
+    for start in range(0, rows, WRITTEN_ROWS):
+        items = pl.DataFrame({"item_id": np.arange(start, min(start + WRITTEN_ROWS, rows))})
+        new = generator.standard_normal((len(items), dim), dtype=np.float32)
+        stores[0].append(items, new @ turn + generator.standard_normal(new.shape, dtype=np.float32))
+        stores[1].append(items, new)
+    for store in stores:
+        store.commit()
+        store.close()
+    old, new = (EmbeddingStore.open(folder / name) for name in ("old", "new"))
+    return old, new
+
+
+class PeakMemory(threading.Thread):
+    """The most memory of its own that this process held, in MiB; pages of mapped files are not counted."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            anonymous = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+            self.peak = max(self.peak, anonymous / 1024)
+            time.sleep(0.02)
 
 
 def main() -> None:
@@ -23,19 +63,25 @@ def main() -> None:
     parser.add_argument("--auto-pairs", type=int, default=10_000, help="pairs that auto is given; 0 leaves it out")
     parser.add_argument("--save", action="store_true", help="write results/fit.md")
     options = parser.parse_args()
-    generator = np.random.default_rng(0)
-    new = generator.standard_normal((options.pairs, options.dim), dtype=np.float32)
-    old = new @ np.linalg.qr(generator.standard_normal((options.dim, options.dim)))[0].astype(np.float32)
-    old += generator.standard_normal(old.shape, dtype=np.float32)
-    pairs = Pairs.from_arrays(old, new)
+    with tempfile.TemporaryDirectory() as name:
+        old, new = write_stores(Path(name), options.pairs, options.dim)
+        measure(join_pairs(old, new), old, new, options)
+
+
+def measure(pairs: Pairs, old: EmbeddingStore, new: EmbeddingStore, options: argparse.Namespace) -> None:
+    """Time every fit beside the bare loop over the same stores, and tell."""
 
     def bare() -> None:
         gram, cross = np.zeros((options.dim, options.dim)), np.zeros((options.dim, options.dim))
-        for start in range(0, options.pairs, BLOCK_ROWS):
-            x, y = new[start : start + BLOCK_ROWS], old[start : start + BLOCK_ROWS]
+        for start in range(0, options.pairs, MOMENT_ROWS):
+            stop = min(start + MOMENT_ROWS, options.pairs)
+            x, y = new.rows(start, stop), old.rows(start, stop)
             gram += x.T @ x
             cross += x.T @ y
 
+    bare()  # a store compares each chunk with its checksum once
+    memory = PeakMemory()
+    memory.start()
     work: dict[str, Callable[[], object]] = {"bare gram + cross-gram loop": bare}
     for name, fit in {
         "ridge, strength given": FitOptions(transformer="ridge", strength=0.1),
@@ -49,12 +95,12 @@ def main() -> None:
     seconds = interleaved(work, options.repetitions)
     ceiling = seconds["bare gram + cross-gram loop"]
     rows = [[name, f"{value:.2f}", f"{value / ceiling:.2f}"] for name, value in seconds.items()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     text = markdown(["work", "seconds", "times the bare loop"], rows)
     text += (
-        f"\n\n{options.pairs} pairs of {options.dim}-D float32, medians of {options.repetitions}. A fit also "
-        "scales the pairs to unit length, looks for what is not finite and takes a fingerprint. Peak "
-        f"memory {peak:.1f} GiB, of which the arrays are {(old.nbytes + new.nbytes) / 2**30:.1f}."
+        f"\n\n{options.pairs} pairs of {options.dim}-D float32 in two stores, medians of {options.repetitions}. The "
+        "bare loop reads the same stores; a fit also scales to unit length, looks for what is not finite and takes a "
+        f"fingerprint. Peak memory but for mapped files {memory.peak:.0f} MiB; the vectors are "
+        f"{options.pairs * options.dim * 8 / 2**20:.0f} MiB."
     )
     if options.auto_pairs:
         some = pairs.select(np.arange(options.auto_pairs))
