@@ -152,7 +152,7 @@ def _released(make: Callable[[int], _Released]) -> Fit:
 
 def _isotrieve(name: str, **settings: int) -> Fit:
     def make(seed: int) -> _Released:
-        import isotrieve.mapping
+        import isotrieve.mapping  # pyright: ignore[reportMissingImports]  the extra `bench`
 
         return getattr(isotrieve.mapping, name)(seed=seed, **settings)
 
@@ -161,7 +161,7 @@ def _isotrieve(name: str, **settings: int) -> Fit:
 
 def _vectormigrate(name: str, *, seeded: bool = False, **settings: int) -> Fit:
     def make(seed: int) -> _Released:
-        import vectormigrate
+        import vectormigrate  # pyright: ignore[reportMissingImports]  the extra `bench`
 
         return getattr(vectormigrate, name)(**settings, **({"seed": seed} if seeded else {}))
 
