@@ -18,6 +18,7 @@ from compat.training.selection import Distractors, bank_pairs
 from compat.transformers import CHOICES, known_family
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.hubness import MOST_BANK, HubnessCorrection, item_hashes
+from compat.transformers.serving import LiftedRows, served_rows
 from stores.store import EmbeddingStore
 
 
@@ -83,16 +84,12 @@ def with_gallery(transformer: Transformer, gallery: EmbeddingStore) -> Transform
     """
     if transformer.correction is None:
         return transformer
-    correction, direction = transformer.correction, transformer.direction
-    old = transformer.target if direction == "new-to-old" else transformer.source
+    correction, old = transformer.correction, transformer.gallery_space
     if gallery.space != old:
         raise WrongSpace(f"the gallery {gallery.path} is in {gallery.space}, expected the old model's space, {old}")
-    ids, first, offsets = gallery.items["item_id"], 0, []
-    for batch in gallery.batches(gallery.chunk_rows):
-        vectors = transformer.transform(batch.vectors) if direction == "old-to-new" else batch.vectors
-        offsets.append(correction.offsets(vectors, ids.slice(first, len(vectors))))
-        first += len(vectors)
-    galleries = {**correction.galleries, gallery.digest(): np.concatenate(offsets)}
+    served = served_rows(gallery, transformer)
+    assert isinstance(served, LiftedRows)  # as a correction makes them
+    galleries = {**correction.galleries, gallery.digest(): served.offsets}
     return replace(transformer, correction=replace(correction, galleries=galleries))
 
 

@@ -115,10 +115,10 @@ def _about_lines(linear: HeldOutScore, training: _Training, options: FitOptions)
     )
 
 
-def _ridge_start(pairs: Pairs, direction: Direction) -> LinearMap:
-    # Ridge predicts unit vectors; the network's loss compares with raw ones.
+def at_raw_length(linear: LinearMap, pairs: Pairs, direction: Direction) -> LinearMap:
+    """A closed form, which predicts unit vectors, as a start for a network, whose loss compares with raw ones."""
     lengths = sum(float(np.linalg.norm(target, axis=1).sum()) for _, target in pairs.blocks(direction))
-    return fit_ridge_on(pairs, direction).scaled(lengths / len(pairs))
+    return linear.scaled(lengths / len(pairs))
 
 
 class _Training:
@@ -157,9 +157,13 @@ class _Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             if options.transformer == "residual_mlp":
-                return ResidualMLP.starting_at(start or _ridge_start(self.real, options.direction))
+                return ResidualMLP.starting_at(start or self._ridge_start())
             source, target = self.real.spaces(options.direction)
             return TRANSFORMERS[options.transformer](source.dim, target.dim)
+
+    def _ridge_start(self) -> LinearMap:
+        direction = self.options.direction
+        return at_raw_length(fit_ridge_on(self.real, direction), self.real, direction)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         if not isinstance(self.network, ResidualMLP):
@@ -285,7 +289,7 @@ class _Training:
 
 def _row_weights(real: Pairs, synthetic: SyntheticSamples) -> np.ndarray | None:
     """How much each of `TrainingRows` counts, float32; a synthetic sample as much as its two parents on average."""
-    weights = getattr(real, "weights", None)
+    weights = real.weights
     if weights is None:
         return None
     mixed = (weights[synthetic.first] + weights[synthetic.second]) / 2

@@ -18,7 +18,7 @@ from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS, Candidate, climb
 from compat.training.closed_form import ONLY_FOLD_STRENGTH, CrossValidation, Fitted, as_map
-from compat.training.gradient import OnEpoch, fit_network
+from compat.training.gradient import OnEpoch, at_raw_length, fit_network
 from compat.training.selection import MOST_QUERIES, Distractors, HeldOutRetrieval, HeldOutScore, Ranked
 from compat.transformers.linear import LinearMap
 
@@ -137,10 +137,9 @@ def _challenge(
     on_epoch: OnEpoch | None,
 ) -> tuple[Rung, Fitted]:
     pairs, options = validation.pairs, replace(validation.options, transformer="residual_mlp")
-    lengths = [np.linalg.norm(target, axis=1) for _, target in pairs.blocks(options.direction)]
     affine = start.solve(validation.without[0])
     assert isinstance(affine, LinearMap)
-    affine = affine.scaled(float(np.concatenate(lengths).mean()))
+    affine = at_raw_length(affine, pairs, options.direction)
     fitted = fit_network(pairs, options, start=affine, distractors=validation.distractors, on_epoch=on_epoch)
     theirs = judge.rank(as_map(fitted.network), corrections)
     ours = judge.rank(as_map(winner.candidate.solve(validation.without[0])), (winner.correction,))[0]

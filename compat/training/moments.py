@@ -5,7 +5,6 @@ Shapes: n pairs, source dimension s, target dimension t.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from compat.neighbors import unit_rows
+from compat.transformers.linear import tensor_to_read
 
 _LEAST, _MOST = 1e-15, 1e15
 """Lengths within these are sound in float32."""
@@ -79,7 +79,7 @@ def directions(vectors: np.ndarray, centre: np.ndarray | None = None) -> Directi
     Raises:
         NotFinite: If a vector holds NaN or infinity.
     """
-    rows = _tensor(vectors)
+    rows = tensor_to_read(vectors)
     lengths = torch.linalg.vector_norm(rows, dim=1)
     if not len(rows) or not (float(lengths.min()) > _LEAST and float(lengths.max()) < _MOST):  # true for NaN too
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -93,12 +93,6 @@ def directions(vectors: np.ndarray, centre: np.ndarray | None = None) -> Directi
     spread = float(centre @ centre)
     distance = (1.0 - 2.0 * along + spread).clamp_min(torch.finfo(torch.float32).eps).sqrt()
     return Directions(rows * (1.0 / (lengths * distance))[:, None], 1.0 / distance, centre)
-
-
-def _tensor(vectors: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a store's vectors are read-only, and are only read here
-        return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
 
 
 class Centred(NamedTuple):

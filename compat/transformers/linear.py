@@ -107,11 +107,8 @@ class FoldedLinear:
             return self._map_one(np.asarray(vectors[0], dtype=np.float32))[None, :]
         out = np.empty((len(vectors), self._weight.shape[1]), np.float32)
         for start in range(0, len(vectors), _BLOCK_ROWS):
-            block = np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS], dtype=np.float32)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # mapped files are read-only, and are only read here
-                rows = torch.from_numpy(block)
-            self._map(rows, torch.from_numpy(out[start : start + _BLOCK_ROWS]))
+            block = vectors[start : start + _BLOCK_ROWS]
+            self._map(tensor_to_read(block), torch.from_numpy(out[start : start + _BLOCK_ROWS]))
         return out
 
     # y = (W x / |x| - W c) / |x / |x| - c| + b, where |u - c|^2 = 1 - 2 u c + |c|^2. Blocks go through torch, whose
@@ -145,6 +142,13 @@ class FoldedLinear:
         if self._unit:
             mapped *= np.float32(1.0 / _length(mapped))
         return mapped
+
+
+def tensor_to_read(vectors: np.ndarray) -> torch.Tensor:
+    """Vectors [n, d] as a float32 tensor, without a copy where they are float32, which nobody may write to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # mapped files are read-only
+        return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
 
 
 def _lengths(vectors: torch.Tensor) -> torch.Tensor:
