@@ -190,11 +190,12 @@ def _cost(results: Results, names: Sequence[str]) -> str:
             cells = [
                 c for d in results.directions for c in results.cell(pairs, d, name).values() if c["status"] == "ok"
             ]
-            row.append(f"{np.median([cell['fit_seconds'] for cell in cells]):.2f}" if cells else "")
+            seconds = [cell["fit_cpu_seconds"] for cell in cells if "fit_cpu_seconds" in cell]
+            row.append(f"{np.median(seconds):.2f}" if seconds else "")
             speeds += [cell["rows_per_second"] for cell in cells]
         if speeds:
             rows.append([*row, f"{np.median(speeds):,.0f}"])
-    header = ["median", *(f"fit s, N = {pairs:,}" for pairs in results.sizes), "rows/s"]
+    header = ["median", *(f"fit CPU s, N = {pairs:,}" for pairs in results.sizes), "rows/s"]
     return markdown(header, rows)
 
 
