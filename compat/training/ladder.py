@@ -113,8 +113,7 @@ def fit_best(
     }
     fitted = Fitted(candidate.solve(validation.whole), ladder[winner].score, facts, (), candidate.family)
     fitted = fitted._replace(correction=winner.correction)
-    judge = validation.judge(0, most_queries=MOST_QUERIES)
-    if NETWORK_PAIRS[0] <= len(pairs) <= NETWORK_PAIRS[1] and judge.asked >= _LEAST_JUDGES:
+    if judge := _judge_of_networks(validation):
         start = max(
             (entry for entry in ladder if entry.candidate.family in _REGRESSIONS),
             key=lambda entry: ladder[entry].reciprocal_rank.value,
@@ -126,6 +125,13 @@ def fit_best(
             fitted = challenger._replace(facts={**challenger.facts, "chosen": rung.name, "why": _BETTER})
     shown.sort(key=lambda rung: rung.behind.value)
     return fitted._replace(facts={**fitted.facts, "ladder": [rung.to_dict() for rung in shown]})
+
+
+def _judge_of_networks(validation: CrossValidation) -> HeldOutRetrieval | None:
+    if not NETWORK_PAIRS[0] <= len(validation.pairs) <= NETWORK_PAIRS[1]:
+        return None
+    judge = validation.judge(0, most_queries=MOST_QUERIES)
+    return judge if judge.asked >= _LEAST_JUDGES else None
 
 
 def _challenge(
