@@ -3,6 +3,7 @@
 Only the standard library and jsonargparse are imported here, so that `--help` answers at once.
 """
 
+import json
 import os
 import sys
 import time
@@ -32,9 +33,9 @@ def run_command(
     """Fill `options_class` from the command line, call `function` with it and return the process's exit code.
 
     Every field of the dataclass is an option (`--batch-rows` or `--batch_rows`), a nested dataclass gives dotted ones
-    (`--augmentation.shift 0.1`), and a `field(kw_only=False)` is given by its place. `--config run.yaml` reads options
-    from a file, and those after it override it. The `Attributes:` section of the dataclass's docstring becomes the
-    text of `--help`.
+    (`--augmentation.shift 0.1`), a list takes several words (`--compare A B`), and a `field(kw_only=False)` is given by
+    its place. `--config run.yaml` reads options from a file, and those after it override it. The `Attributes:` section
+    of the dataclass's docstring becomes the text of `--help`.
 
     Args:
         options_class: a `kw_only` dataclass.
@@ -67,9 +68,10 @@ def _parse(options_class: type[Options], argv: Sequence[str] | None, *, prog: st
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it override it")
     parser.add_class_arguments(options_class, None, as_positional=True)
-    given = sys.argv[1:] if argv is None else argv
-    values = parser.instantiate(parser.parse_args([_as_field(argument) for argument in given]))
+    given = [_as_field(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     dataclass: Any = options_class  # no type says "a dataclass", so the checker is told nothing
+    lists = {f"--{field.name}" for field in fields(dataclass) if "list[" in str(field.type)}
+    values = parser.instantiate(parser.parse_args(_gathered(given, lists)))
     return dataclass(**{field.name: values[field.name] for field in fields(dataclass)})  # all but `config`
 
 
@@ -77,6 +79,19 @@ def _as_field(argument: str) -> str:
     # People write --old-queries, the field is old_queries.
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
+
+
+def _gathered(arguments: list[str], lists: set[str]) -> list[str]:
+    """Words that follow the option of a list (`--compare A B`) as one word, the list that the parser reads."""
+    gathered: list[str] = []
+    while arguments:
+        name, *arguments = arguments
+        gathered.append(name)
+        count = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
+        words, arguments = arguments[:count], arguments[count:]
+        written_out = len(words) == 1 and words[0].startswith("[")
+        gathered += [json.dumps(words)] if name in lists and words and not written_out else words
+    return gathered
 
 
 def _complain(message: str) -> int:

@@ -31,11 +31,13 @@ class Options:
     Attributes:
         source: Where from.
         batch_rows: Rows at a time.
+        names: Several words.
         loss: Weights.
     """
 
     source: str = field(kw_only=False)
     batch_rows: int = 10
+    names: list[str] = field(default_factory=list)
     loss: Weights = field(default_factory=Weights)
 
     def __post_init__(self):
@@ -90,6 +92,21 @@ def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
 
     assert run("a", function=fail) == USER_MISTAKE
     assert capsys.readouterr().err == f"error: {' '.join(str(mistake).split())}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--names", "IVF16,Flat"], ["IVF16,Flat"]),
+        (["--names", "one", "two words", "--batch-rows", "3"], ["one", "two words"]),
+        (["--names", '["written", "out"]'], ["written", "out"]),
+        ([], []),
+    ],
+)
+def test_a_list_takes_the_words_that_follow_its_name(words, names):
+    seen = []
+    assert run("a", *words, function=seen.append) == 0
+    assert seen[0].names == names
 
 
 def test_our_own_faults_are_not_hidden():
