@@ -15,7 +15,8 @@ import polars as pl
 from maps_tables import estimate
 from table import markdown, publish
 
-from compat.metrics.retrieval import ArrayRows, Relevance, relevant_ranks, retrieval_scores
+from compat.metrics.relevance import Relevance
+from compat.metrics.retrieval import ArrayRows, relevant_ranks, retrieval_scores
 from compat.neighbors import unit_rows
 from compat.options import Direction, FitOptions
 from compat.pairs import Pairs, Source, merge_pairs

@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 from table import markdown, publish
 
-from compat.metrics.retrieval import ArrayRows, Relevance, relevant_ranks, retrieval_scores
+from compat.metrics.relevance import Relevance
+from compat.metrics.retrieval import ArrayRows, relevant_ranks, retrieval_scores
 from compat.neighbors import unit_rows
 from compat.options import Direction, FitOptions
 from compat.pairs import Pairs, label_codes

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from compat.metrics.retrieval import Relevance
+from compat.metrics.relevance import Relevance
 
 GROUPS = 5
 SMALL = Path(__file__).parent.parent / "tests" / "data" / "wordnet"

@@ -1,13 +1,15 @@
-"""Options of fitting a transformer. Standard library only, so that a command line can list them at once."""
+"""Options of fitting a transformer and of judging it. Standard library only: a command line lists them at once."""
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 Direction = Literal["new-to-old", "old-to-new"]
 Pairing = Literal["none", "linear", "sorted", "proximity"]
 Schedule = Literal["full", "pretrain"]
 Inputs = Literal["raw", "centred", "centred_unit"]
+Wanted = Literal["auto", "yes", "no"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +118,86 @@ class FitOptions:
             raise ValueError(f"seed must not be negative, found {self.seed}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictLimits:
+    """What a verdict judges by. Costs are in any one currency; while both are 0, price decides nothing.
+
+    Attributes:
+        tolerated_loss: Recall@1 that a bridge may lose, at the interval's lower end, and still stand alone: about what
+            an upgrade of either model moves anyway, one query in fifty.
+        retention_floor: Share of the old recall@1 that a bridge must be measured to keep to be served at all, even
+            while one re-embeds: users who lose one right answer in ten notice.
+        retention_assured: Share that its interval must leave no doubt of, besides: lower than the floor, because a
+            bridge is taken down in a minute, so that what must be ruled out is a bad loss and not any below the floor.
+        worst_group_floor: Share of its old recall@1 that no group may surely fall below without being re-embedded
+            first: lower than the overall floor, because the worst of many groups is partly worst by chance.
+        fewest_groups: Independent identities (or queries, without labels) below which nothing is decided: with fewer, a
+            standard error is itself uncertain by a quarter.
+        cost_per_reembedded_item: Of fetching an original and embedding it: the bill of a backfill is this times items.
+        value_per_recall_point: What 0.01 of recall@1 is worth over the gallery's remaining life, in the same currency.
+    """
+
+    tolerated_loss: float = 0.02
+    retention_floor: float = 0.90
+    retention_assured: float = 0.80
+    worst_group_floor: float = 0.80
+    fewest_groups: int = 10
+    cost_per_reembedded_item: float = 0.0
+    value_per_recall_point: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("tolerated_loss", "retention_floor", "retention_assured", "worst_group_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
+        if self.retention_assured > self.retention_floor:
+            raise ValueError(
+                f"retention_assured must not exceed retention_floor, found {self.retention_assured} and "
+                f"{self.retention_floor}"
+            )
+        if self.fewest_groups < 2:
+            raise ValueError(f"fewest_groups must be at least 2, found {self.fewest_groups}")
+        for name in ("cost_per_reembedded_item", "value_per_recall_point"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative nor infinite, found {getattr(self, name)}")
+
+    @property
+    def priced(self) -> bool:
+        """Whether price decides anything."""
+        return self.cost_per_reembedded_item > 0 or self.value_per_recall_point > 0
+
+    def cost(self, items: float) -> float:
+        """Of re-embedding so many items."""
+        return self.cost_per_reembedded_item * items
+
+    def worth(self, recall: float) -> float:
+        """Of so much recall@1 (0.01 is a point)."""
+        return self.value_per_recall_point * 100 * recall
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisOptions:
+    """What an evaluation looks at beside retrieval. `auto` does what the stores allow and takes seconds or minutes.
+
+    Attributes:
+        group_by: Column of the queries' item table; recall is reported for each of its values, the worst first.
+        verification: One-to-one comparison: ROC, DET, TAR at FAR, the old threshold kept after the bridge. Needs
+            labels.
+        open_set: Identification where some probes are unknown: TPIR at FPIR. Needs labels.
+        means: Search also in a gallery of one mean vector for each label.
+        backfill: Recall while the gallery is re-embedded, and with candidates re-ranked. Needs the new gallery.
+        backfill_order: Table with the gallery's item_id in the order in which items would be re-embedded.
+        index: FAISS factory strings (`HNSW32`, `IVF256,Flat`) of approximate indexes to search beside exact ones.
+        pair_list: Table of pairs to verify, as published test sets have them: item_id_a of a query, item_id_b of a
+            gallery item, same (0 or 1), perhaps fold.
+    """
+
+    group_by: str | None = None
+    verification: Wanted = "auto"
+    open_set: Wanted = "auto"
+    means: bool = False
+    backfill: Wanted = "auto"
+    backfill_order: Path | None = None
+    index: list[str] = field(default_factory=list)
+    pair_list: Path | None = None

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from compat.neighbors import unit_rows
 from compat.options import Direction
+from compat.pairs import Pairs
+from compat.training.familiarity import fit_familiarity
 from compat.transformers import TRANSFORMERS
-from compat.transformers.artefact import HUBNESS, Transformer, WrongSpace, load_transformer
+from compat.transformers.artefact import FAMILIARITY, HUBNESS, Transformer, WrongSpace, load_transformer
 from compat.transformers.hubness import HubnessCorrection, item_hashes
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
@@ -43,6 +45,16 @@ def make_corrected(direction: Direction = "new-to-old", *, strength=0.5, seed=0,
     hashes = item_hashes(range(25)) if ids else np.empty(0, np.uint64)
     banks = bank(transformer.target.dim), bank(OLD.dim)
     return replace(transformer, correction=HubnessCorrection(strength, *banks, hashes, galleries=galleries or {}))
+
+
+def make_familiar(seed=0):
+    generator = np.random.default_rng(seed)
+    new = generator.normal(size=(800, 9))
+    new[:, 0] = generator.uniform(0, 4, 800)  # how much the old model's vector is disturbed
+    old = new[:, :6] + np.exp(new[:, :1] - 3) * generator.normal(size=(800, 6))
+    familiarity = fit_familiarity(Pairs.from_arrays(old, new), "new-to-old")
+    assert familiarity is not None
+    return replace(make(), familiarity=familiarity)
 
 
 @pytest.fixture
@@ -257,6 +269,47 @@ def test_a_correction_of_other_dimensions_or_the_wrong_way_is_refused(vectors):
             transformer.serve_gallery(vectors)
 
 
+def test_familiarity_comes_back_and_a_card_without_it_still_loads(tmp_path, vectors):
+    saved = make_familiar()
+    saved.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, FAMILIARITY])
+    loaded = load_transformer(tmp_path)
+    assert loaded.digest() == saved.digest() == make().digest()  # it changes no vector
+    np.testing.assert_array_equal(loaded.strangeness(vectors), saved.strangeness(vectors))
+    body = unseal(tmp_path / "card.json", version=2)
+    assert body["familiarity"]["score"] == "predicted failure"
+    del body["familiarity"]  # as an earlier release wrote it
+    (tmp_path / "card.json").write_bytes(seal(body))
+    earlier = load_transformer(tmp_path)
+    assert earlier.familiarity is None
+    with pytest.raises(ValueError, match=r"does not know which queries are strange to it: .* fit it again"):
+        earlier.strangeness(vectors)
+    make().save(tmp_path)  # an old familiarity does not outlive its transformer
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_damaged_or_foreign_familiarity_is_refused(tmp_path):
+    make_familiar().save(tmp_path / "a")
+    make_familiar(seed=1).save(tmp_path / "b")
+    whole = (tmp_path / "a" / FAMILIARITY).read_bytes()
+    choices = random.Random(0)
+    for _ in range(30):
+        content = bytearray(whole)
+        content[choices.randrange(len(content))] ^= 1 << choices.randrange(8)
+        (tmp_path / "a" / FAMILIARITY).write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read") as raised:
+            load_transformer(tmp_path / "a")
+        assert "\n" not in str(raised.value)
+    (tmp_path / "b" / FAMILIARITY).write_bytes(whole)
+    with pytest.raises(ValueError, match="belongs to another transformer"):
+        load_transformer(tmp_path / "b")
+    (tmp_path / "b" / FAMILIARITY).unlink()
+    with pytest.raises(ValueError, match=r"cannot be read: .*familiarity\.safetensors"):
+        load_transformer(tmp_path / "b")
+    with pytest.raises(ValueError, match="familiarity is of 9 dimensions, expected 8"):
+        replace(make(source=EmbeddingSpace("large", None, 8, False)), familiarity=make_familiar().familiarity)
+
+
 def test_saving_again_replaces_and_dying_in_between_leaves_no_mixture(tmp_path, monkeypatch):
     make().save(tmp_path)
     make("mlp").save(tmp_path)
@@ -306,5 +359,6 @@ def test_the_card_is_plain_json_for_people(tmp_path):
     make().save(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card.keys() == {
-        *("format_version", "family", "direction", "source", "target", "digest", "training", "correction", "sha256")
+        *("format_version", "family", "direction", "source", "target", "digest", "training", "correction"),
+        *("familiarity", "sha256"),
     }

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy.stats import ttest_1samp
 
-from compat.metrics.retrieval import Relevance
+from compat.metrics.relevance import Relevance
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

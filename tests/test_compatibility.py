@@ -10,8 +10,9 @@ import pytest
 from planted import open_store, plant, space
 from planted_hubs import ASKED, HELD, IDS, corrected_map, plant_hubs, slow_offsets, unit
 
-from compat.evaluation.compatibility import MEASURES, SETTINGS, evaluate
-from compat.metrics.intervals import bootstrap_means
+from compat.evaluation.compatibility import evaluate
+from compat.evaluation.record import MEASURES, SETTINGS
+from compat.metrics.intervals import Bootstrap
 from compat.migration.run import migrate_gallery
 from compat.options import FitOptions
 from compat.pairs import Pairs
@@ -70,7 +71,11 @@ def slow_measures(queries, gallery, right, own=None):
         ranks = [place for place, row in enumerate(order, start=1) if row in right[i]]
         if ranks:
             precision = np.mean([n / rank for n, rank in enumerate(ranks, start=1)])
-            table.append([ranks[0] <= 1, ranks[0] <= 5, ranks[0] <= 10, precision, 1 / ranks[0]])
+            gain = sum(1 / np.log2(rank + 1) for rank in ranks if rank <= 10)
+            ideal = sum(1 / np.log2(place + 1) for place in range(1, min(len(ranks), 10) + 1))
+            within = sum(rank <= 10 for rank in ranks) / min(10, len(order))
+            hits = [ranks[0] <= 1, ranks[0] <= 5, ranks[0] <= 10]
+            table.append([*hits, precision, 1 / ranks[0], within, gain / ideal])
     return dict(zip(MEASURES, np.mean(np.array(table, float), axis=0), strict=True))
 
 
@@ -98,11 +103,14 @@ def test_every_setting_is_what_a_slow_search_finds(stores):
     assert values(report, "transformed")["recall_at_1"] > 0.9 * values(report, "old_to_old")["recall_at_1"]
     assert values(report, "new_to_new")["recall_at_1"] > values(report, "old_to_old")["recall_at_1"]
     assert (report.evaluated, report.excluded, report.groups, report.grouped_by) == (40, 0, 40, "label")
-    assert lines == [
+    assert lines[:5] == [
         *("naive", "old to old", "new to new"),
-        "through the transformer (procrustes, new-to-old)",
-        "through back (ridge, old-to-new)",
+        "transformed (procrustes, new-to-old)",
+        "back (ridge, old-to-new)",
     ]
+    gain = report.comparisons[0].gain_over_best
+    assert gain is not None
+    assert gain.value == pytest.approx(found["recall_at_1"] - values(report, "transformed")["recall_at_1"])
 
 
 def test_retention_and_update_gain_are_ratios_of_recall_with_paired_intervals(stores):
@@ -122,9 +130,8 @@ def test_retention_and_update_gain_are_ratios_of_recall_with_paired_intervals(st
         held, labels = gallery[stores.held], stores.world.labels
         cosines = queries[stores.asked] @ (held / np.linalg.norm(held, axis=1, keepdims=True)).T
         hits[name] = labels[stores.held][cosines.argmax(axis=1)] == labels[stores.asked]
-    draws = bootstrap_means(np.stack([hits["bridge"], hits["old"]], axis=1).astype(float), np.arange(40), seed=5)
-    low, high = np.percentile(draws[:, 0] / draws[:, 1], [2.5, 97.5])
-    assert (report.retention.low, report.retention.high) == pytest.approx((low, high))
+    measured = np.stack([hits["bridge"], hits["old"]], axis=1).astype(float)
+    assert report.retention == Bootstrap(measured, np.arange(40), seed=5).ratio(0, 1)
     assert report.retention.low < report.retention.value < report.retention.high
     again = evaluate(**given, transformer=transformer, seed=5)
     assert again == report
@@ -137,6 +144,7 @@ def test_the_report_holds_every_promised_key_as_plain_json(stores):
     assert {"format_version", "settings", "retention", "update_gain", "verdict"} <= report.keys()
     assert set(report["settings"]) == set(SETTINGS) >= {"old_to_old", "new_to_new", "naive", "transformed"}
     measured = {"recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "mean_reciprocal_rank"}
+    measured |= {"precision_at_10", "ndcg_at_10"}
     for name, setting in report["settings"].items():
         if name in ("transformed_uncorrected", "old_to_old_corrected"):
             assert setting is None
@@ -148,7 +156,8 @@ def test_the_report_holds_every_promised_key_as_plain_json(stores):
     assert report["reasons"] == dict.fromkeys(
         ("transformed_uncorrected", "old_to_old_corrected"), "the transformer carries no hubness correction"
     )
-    assert report["verdict"].keys() == {"decision", "reason"}
+    assert {"decision", "reason", "limits"} <= report["verdict"].keys()
+    assert {"flips", "cmc", "verification", "open_set", "backfill", "confidence"} <= report.keys()
     assert report["gallery"]["rows"] == 160
     assert report["queries"]["space"] == space("new", 12).to_dict()
     assert report["transformer"]["pairs"] == 160
@@ -450,9 +459,8 @@ def test_a_transformer_is_judged_as_it_is_served_beside_what_each_part_of_it_doe
     assert report.retention.value == pytest.approx(recall["transformed"] / recall["old_to_old"])
     assert report.transformer is not None
     assert report.transformer.to_dict()["correction"] == {"strength": 0.5, "neighbours": 10, "bank": len(HELD)}
-    assert lines == [
-        *("old to old", "old to old, corrected", f"through the transformer (ridge, {direction})"),
-        f"through the transformer, uncorrected (ridge, {direction})",
+    assert lines[:4] == [
+        *("old to old", "old to old, corrected", f"transformed (ridge, {direction})", "transformed, uncorrected")
     ]
     assert report.to_dict()["reasons"].keys() == {"naive", "new_to_new"}
     assert any("one dimension more: python -m compat.migrate" in note for note in report.notes) == forth
@@ -460,7 +468,7 @@ def test_a_transformer_is_judged_as_it_is_served_beside_what_each_part_of_it_doe
 
 def test_what_is_compared_is_judged_as_it_is_served_too(hubs, monkeypatch):
     world, given, _ = hubs
-    monkeypatch.setattr("compat.evaluation.settings.SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("compat.evaluation.study.SECONDS_BETWEEN_LINES", -1.0)
     monkeypatch.setattr("compat.transformers.serving.BLOCK_ROWS", 100)
     lines = []
     back, forth = corrected_map(world, "old-to-new"), corrected_map(world, "new-to-old")

@@ -322,3 +322,14 @@ def replace_normalized(name, dim):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FitOptions(**options)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("family", ["procrustes", "mlp"])
+def test_every_fit_knows_its_queries_and_few_pairs_tell_nothing(world, pairs, family, direction):
+    options = replace(QUICK, transformer=family, direction=direction, epochs=1)
+    transformer = fit_transformer(pairs, options)
+    assert transformer.familiarity is not None
+    assert transformer.familiarity.dim == transformer.query_space.dim == 14
+    assert transformer.strangeness(world.new[:5]).shape == (5,)
+    assert fit_transformer(pairs.select(np.arange(24)), options).familiarity is None

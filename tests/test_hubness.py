@@ -9,7 +9,8 @@ from planted_hubs import ASKED, HELD, HUBS, IDS, corrected_map, plant_hubs, slow
 
 from compat import transform
 from compat.evaluation.compatibility import evaluate
-from compat.metrics.retrieval import Relevance, relevant_ranks
+from compat.metrics.relevance import Relevance
+from compat.metrics.retrieval import relevant_ranks
 from compat.migration.bridged import BridgedGallery
 from compat.migration.run import migrate_gallery
 from compat.options import Direction

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from planted import plant
 
-from compat.metrics.retrieval import ArrayRows, Relevance, relevant_ranks, retrieval_scores
+from compat.metrics.relevance import Relevance
+from compat.metrics.retrieval import ArrayRows, relevant_ranks, retrieval_scores
 from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS, Candidate, climb

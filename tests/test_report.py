@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 from planted import open_store
 from planted_hubs import ASKED, HELD, IDS, corrected_map, plant_hubs
+from planted_report import plant_report
 
 from compat.evaluation.compatibility import evaluate
-from compat.evaluation.figures import Axis, curve, interval_chart
+from compat.evaluation.page.axes import Axis
+from compat.evaluation.page.figures import curve, interval_chart
 from compat.evaluation.report import format_table, print_table, render_html, write_report
-from compat.evaluation.table import report_rows, row_reasons
+from compat.evaluation.rows import report_rows, row_reasons
 from compat.options import FitOptions
 from compat.pairs import join_pairs
 from compat.training.fit import fit_transformer
@@ -266,11 +268,97 @@ def test_text_from_outside_never_becomes_markup(full, tmp_path):
     assert page.words.count("<script>alert(1)</script>") >= 10
 
 
+def poisoned(value, key=""):
+    """The value with hostile text in every string, and in every name that somebody may choose."""
+    if isinstance(value, dict):
+        chosen = key in ("settings", "orders", "versions", "options", "limits")
+        return {f"{name}{HOSTILE}" if chosen else name: poisoned(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [poisoned(inner) for inner in value]
+    return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+
+SECTIONS = ("by_group", "flips", "cmc", "verification", "open_set", "backfill", "confidence", "drift", "approximate")
+SECTIONS += ("reproduce", "verdict", "notes")
+
+
+def test_every_section_is_drawn_and_none_of_its_text_becomes_markup():
+    report = plant_report()
+    plain = Page(render_html(report))
+    hostile = Page(render_html(report | {key: poisoned(report[key]) for key in SECTIONS}))
+    assert "script" not in hostile.tags
+    assert "img" not in hostile.tags
+    assert not [name for name, _ in hostile.attributes if name.startswith("on")]
+    assert hostile.words.count("<script>alert(1)</script>") > 150
+    anchors = [value for name, value in plain.attributes if name == "href" and value.startswith("#")]
+    ids = [value for name, value in plain.attributes if name == "id"]
+    assert anchors == [f"#{name}" for name in ids]
+    order = ("chart", "measures", "groups", "curves", "open_set", "backfill", "confidence", "drift", "approximate")
+    assert ids == [*order, "notes", "sources", "reproduce", "words"]
+    for fact in (
+        *("To settle it: about 2,400 queries", "dusk 210 0.740 [0.710, 0.770] 0.650 [0.620, 0.680]", "room 3 (few)"),
+        *("131 queries turn from right to wrong (6.6% [5.5, 7.5] of all), 93 from wrong", "TAR at FAR 10⁻⁴"),
+        *("FAR 1e-06 needs 1,000,000 impostor pairs.", "transformed 0.42% 71% 0.431 0.099% 86.2%", "TPIR at FPIR 10⁻²"),
+        *("uncertainty 0.828 5.0% 89.0% never", "bridged queries, 50 candidates 0.851 [0.831, 0.871]"),
+        *("Leaving out the strangest 20% raises recall@1 from 0.752 to 0.817.", "0.171, 0.248 at random"),
+        *("Drifted. 12.8% of today's queries", "12.8% [11.9, 13.7] , where 5.0% are expected", "p = 3e-09"),
+        *("transformed, HNSW32 0.751 [0.731, 0.771] 99.3%", "--transformer maps/faces", "torch 2.9.1"),
+        *("precision@10", "nDCG@10", "recall@1 against transformed", "-0.011 [-0.019, -0.003]", "9f9f9f"),
+    ):
+        assert fact in plain.words
+    assert "99% of new_to_new" not in plain.words
+
+
+def test_sections_without_numbers_are_left_out_or_empty():
+    report = plant_report()
+    for key in SECTIONS[:-2]:
+        assert render_html({name: value for name, value in report.items() if name != key})
+        assert render_html(report | {key: None})
+    reason = "needs labels"
+    bare = report | {
+        "verification": {"settings": {}, "old_threshold": None, "reason": reason},
+        "backfill": {"gallery_rows": 0, "targets": [], "orders": {}, "calibrated": False, "reranked": [], "reason": ""},
+        "by_group": {"column": "light", "rows": [], "worst": None, "left_out": 0},
+        "flips": None,
+        "open_set": {"unknown_probes": 0, "mated_probes": 0, "withheld": False, "settings": {}},
+        "confidence": {"abstained": [], "recall_at_1": [], "area": None, "random_area": None, "reason": reason},
+    }
+    page = Page(render_html(json.loads(json.dumps(bare))))
+    assert "Needs labels." in page.words
+    assert "groups" not in [value for name, value in page.attributes if name == "id"]
+    assert "nan" not in page.words.lower()
+
+
+def test_the_terminal_names_the_worst_group_and_says_the_rest_in_a_line_each():
+    lines = format_table(plant_report()).splitlines()
+    for start in (
+        "Worst group: light dusk (210 queries), recall@1 0.740 before, 0.650 after, change -0.090",
+        "Flips, old to old to transformed: 131 queries turn wrong (6.6%",
+        "Confidence: leaving out the strangest 20% raises recall@1 from 0.752 to 0.817",
+        "Drift: drifted. 12.8%",
+    ):
+        assert sum(line.startswith(start) for line in lines) == 1
+    assert lines[-1] == "To settle it: about 2,400 queries would tell whether the loss is below 1%."
+    assert max(map(len, lines)) <= 120
+    calm = plant_report()
+    calm["by_group"]["worst"] = None
+    assert "Worst group: no light has queries enough" in format_table(calm)
+
+
+def test_the_page_stays_small_with_curves_of_many_points(tmp_path):
+    report = plant_report()
+    far = np.geomspace(1e-8, 1, 20_000)
+    for setting in report["verification"]["settings"].values():
+        setting["roc"] = {"far": far.tolist(), "tar": (far**0.1).tolist()}
+    report["flips"]["items"] = [f"people/{i:06d}.jpg" for i in range(2000)]
+    assert write_report(report, tmp_path).stat().st_size < 400_000
+
+
 def test_the_page_loads_nothing(full, tmp_path):
     text = write_report(full, tmp_path).read_text()
     for name, value in Page(text).attributes:
         if name in {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}:
-            assert value.startswith("data:")
+            assert value.startswith(("data:", "#"))
     assert not re.search(r"url\(|@import", text)
     assert "default-src 'none'" in text
     assert len(text) < 60_000
@@ -327,8 +415,8 @@ def test_marks_lie_where_the_numbers_say(measured):
 def test_a_curve_passes_over_what_was_not_measured():
     drawn = curve({"name": "loss", "x": [0, 5, 10], "y": [1.0, None, 0.0]}, "epoch")
     assert drawn
-    assert drawn.path == "M48.0 8.0L48.0 8.0L288.0 132.0"
-    assert drawn.last == "0 at epoch 10"
+    assert [line.path for line in drawn.lines] == ["M48.0 8.0L48.0 8.0L288.0 132.0"]
+    assert drawn.note == "0 at epoch 10"
     assert curve({"name": "loss", "x": [1], "y": [None]}, "epoch") is None
 
 
@@ -361,6 +449,11 @@ def test_a_browser_draws_the_page_without_complaint(full, measured, corrected, t
         rows, columns = np.nonzero((pixels == colour).all(axis=2))
         assert len(rows) > 40
         assert columns.min() > 100
+
+    page = write_report(plant_report(), tmp_path)
+    done = browse(page, tmp_path, "--dump-dom")
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('<figure class="lines"') == 3 + 4 + 1 + 1 + 1
 
     page = write_report(corrected, tmp_path)
     done = browse(page, tmp_path, "--dump-dom")

@@ -4,39 +4,57 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, ndcg_score
 
-from compat.metrics.retrieval import TIE, ArrayRows, Relevance, relevant_ranks, retrieval_scores
+from compat.metrics import retrieval
+from compat.metrics.relevance import Relevance
+from compat.metrics.retrieval import TIE, ArrayRows, cmc, first_ranks, relevant_ranks, retrieval_scores, share_found
 from compat.neighbors import nearest
 
-FIELDS = ("recall_at_1", "recall_at_5", "recall_at_10", "average_precision", "reciprocal_rank")
+FIELDS = (
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+    "average_precision",
+    "reciprocal_rank",
+    "precision_at_10",
+    "ndcg_at_10",
+)
 
 
-def slow_scores(queries, gallery, relevant, excluded):
-    """The five measures of each query, [q, 5], by walking down the ranking; ties put what is irrelevant first."""
+def slow_scores(queries, gallery, relevant, excluded, grades=None):
+    """The measures of each query, [q, 7], by walking down the ranking; ties put what is irrelevant first.
+
+    Grades are given as {(query, row): grade}; of relevant rows that tie the lower grade comes first.
+    """
     table = []
-    for query, right, own in zip(queries.astype(float), relevant, excluded, strict=True):
+    for number, (query, right, own) in enumerate(zip(queries.astype(float), relevant, excluded, strict=True)):
         seen = [row for row in range(len(gallery)) if row != own]
         score = {}
         for row in seen:
             lengths = np.sqrt(query @ query) * np.sqrt(gallery[row].astype(float) @ gallery[row].astype(float))
             score[row] = float(query @ gallery[row].astype(float) / lengths) if lengths else 0.0
         # Above a relevant row stands every irrelevant one that is not clearly below it.
-        found = sorted((row for row in seen if row in right), key=lambda row: -score[row])
+        worth = {row: grades[number, row] if grades else 1.0 for row in right}
+        found = sorted((row for row in seen if row in right), key=lambda row: (-round(score[row], 6), worth[row]))
         ranks = [
             place + sum(score[row] >= score[mine] - float(TIE) for row in seen if row not in right)
             for place, mine in enumerate(found, start=1)
         ]
         if not ranks:
-            table.append([np.nan] * 5)
+            table.append([np.nan] * len(FIELDS))
             continue
         precision = sum(place / rank for place, rank in enumerate(ranks, start=1)) / len(ranks)
-        table.append([*(float(ranks[0] <= k) for k in (1, 5, 10)), precision, 1 / ranks[0]])
+        within = sum(rank <= 10 for rank in ranks) / min(10, len(seen))
+        gain = sum(worth[row] / np.log2(rank + 1) for row, rank in zip(found, ranks, strict=True) if rank <= 10)
+        best = sum(grade / np.log2(i + 2) for i, grade in enumerate(sorted(worth.values(), reverse=True)[:10]))
+        table.append([*(float(ranks[0] <= k) for k in (1, 5, 10)), precision, 1 / ranks[0], within, gain / best])
     return np.array(table)
 
 
 def scores(queries, gallery, relevance, **options):
-    found = retrieval_scores(relevant_ranks(queries, ArrayRows(gallery), relevance, **options), relevance)
+    ranks = relevant_ranks(queries, ArrayRows(gallery), relevance, **options)
+    found = retrieval_scores(ranks, relevance, gallery_rows=len(gallery))
     return np.stack([getattr(found, name) for name in FIELDS], axis=1)
 
 
@@ -90,12 +108,19 @@ def test_by_judgement_follows_the_definition_and_counts_doubled_judgements_once(
     judged = st.tuples(st.integers(0, len(queries) - 1), st.integers(0, len(gallery) - 1))
     pairs = data.draw(st.lists(judged, max_size=40))
     pairs += pairs[::2]
+    grades = np.array([data.draw(st.sampled_from([0.5, 1.0, 2.0, 3.0])) for _ in pairs])
     query, row = np.array(pairs, np.int64).reshape(-1, 2).T
     relevance = Relevance.by_judgement(len(queries), query, row)
     right = [{r for q, r in pairs if q == number} for number in range(len(queries))]
     assert lists(relevance) == right
     expected = slow_scores(queries, gallery, right, [-1] * len(queries))
     np.testing.assert_allclose(scores(queries, gallery, relevance), expected)
+    highest = {}
+    for pair, grade in zip(pairs, grades.tolist(), strict=True):
+        highest[pair] = max(grade, highest.get(pair, 0.0))
+    graded = Relevance.by_judgement(len(queries), query, row, grades)
+    expected = slow_scores(queries, gallery, right, [-1] * len(queries), highest)
+    np.testing.assert_allclose(scores(queries, gallery, graded), expected)
 
 
 def test_many_queries_rows_and_relevant_rows_at_once():
@@ -105,12 +130,12 @@ def test_many_queries_rows_and_relevant_rows_at_once():
     own = np.full(301, -1)
     relevance = Relevance.by_label(query_labels, labels, own)
     done = []
-    found = scores(queries, gallery, relevance, on_queries=done.append)
+    found = scores(queries, gallery, relevance, gallery_rows=150, on_rows=lambda *rows: done.append(rows))
     chosen = [0, 1, 150, 255, 256, 300]
     expected = slow_scores(queries[chosen], gallery, [lists(relevance)[i] for i in chosen], own[chosen])
     np.testing.assert_allclose(found[chosen], expected)
     np.testing.assert_array_equal(found, scores(queries, gallery, relevance, gallery_rows=77))
-    assert done == [256, 301]
+    assert done == [(150, 400), (300, 400), (400, 400)]
 
 
 def test_average_precision_is_that_of_scikit_learn_where_nothing_ties():
@@ -159,7 +184,7 @@ def test_the_own_item_is_neither_found_nor_in_the_way():
     gallery = np.array([[1, 0], [0.9, 0.1], [0.5, 0.5], [0, 1]])
     own = np.array([0])
     relevance = Relevance.by_label(np.array([5]), np.array([5, 8, 5, 8]), own)
-    assert scores(gallery[:1], gallery, relevance)[0].tolist() == [0, 1, 1, 0.5, 0.5]
+    assert scores(gallery[:1], gallery, relevance)[0].tolist() == [0, 1, 1, 0.5, 0.5, 1 / 3, 1 / np.log2(3)]
     alone = Relevance.by_label(np.array([5]), np.array([5, 8, 7, 8]), own)
     assert np.isnan(scores(gallery[:1], gallery, alone)).all()
 
@@ -181,3 +206,55 @@ def test_what_does_not_fit_is_refused():
 def test_the_worked_example():
     relevance = Relevance(np.array([4, 7]), np.array([0, 2]), np.array([-1]))
     assert retrieval_scores(np.array([1, 4]), relevance).average_precision.tolist() == [(1 / 1 + 2 / 4) / 2]
+
+
+def test_discounted_gain_is_that_of_scikit_learn_where_nothing_ties():
+    generator = np.random.default_rng(4)
+    queries, gallery = generator.normal(size=(30, 24)), generator.normal(size=(60, 24))
+    graded = generator.integers(4, size=(30, 60)) * (generator.random((30, 60)) < 0.4)
+    query, row = np.nonzero(graded)
+    relevance = Relevance.by_judgement(30, query, row, graded[query, row])
+    cosines = queries @ gallery.T / np.linalg.norm(gallery, axis=1)
+    expected = [ndcg_score(g[None], c[None], k=10) for g, c in zip(graded, cosines, strict=True)]
+    np.testing.assert_allclose(scores(queries, gallery, relevance)[:, FIELDS.index("ndcg_at_10")], expected)
+
+
+def test_few_and_many_relevant_rows_share_a_search_in_tiles_of_any_size(monkeypatch):
+    generator = np.random.default_rng(5)
+    queries, gallery = generator.normal(size=(30, 8)), generator.normal(size=(90, 8))
+    labels = np.repeat([0, 1, 2, 3], [1, 9, 20, 60])
+    query_labels, own = generator.integers(5, size=30), np.full(30, -1)
+    relevance = Relevance.by_label(query_labels, labels, own)
+    assert {0, 1, 9, 20, 60} == set(relevance.counts.tolist())
+    expected = slow_scores(queries, gallery, lists(relevance), own)
+    np.testing.assert_allclose(scores(queries, gallery, relevance), expected)
+    monkeypatch.setattr(retrieval, "_TILE_QUERIES", 7)
+    monkeypatch.setattr(retrieval, "_TILE_ROWS", 13)
+    monkeypatch.setattr(retrieval, "_AT_ONCE", 40)
+    np.testing.assert_allclose(scores(queries, gallery, relevance), expected)
+    np.testing.assert_allclose(scores(queries, gallery, relevance, gallery_rows=31), expected)
+
+
+def test_the_characteristic_counts_queries_with_a_hit_and_the_share_counts_rows():
+    relevance = Relevance(np.array([4, 7, 1]), np.array([0, 2, 2, 3]), np.full(3, -1))
+    ranks = np.array([5, 2, 3])
+    assert first_ranks(ranks, relevance).tolist()[::2] == [2, 3]
+    assert np.isnan(first_ranks(ranks, relevance)[1])
+    assert cmc(ranks, relevance, 5).tolist() == [0, 0.5, 1, 1, 1]
+    np.testing.assert_array_equal(share_found(ranks, relevance, 3), [0.5, np.nan, 1])
+    nothing = Relevance.by_item(np.array([-1]))
+    assert np.isnan(cmc(np.empty(0, np.int64), nothing, 2)).all()
+    assert np.isnan(retrieval_scores(np.empty(0, np.int64), nothing).ndcg_at_10).all()
+
+
+def test_one_item_is_found_in_a_gallery_of_one():
+    found = scores(np.ones((1, 2)), np.ones((1, 2)), Relevance.by_item(np.array([0])))
+    assert found.tolist() == [[1] * len(FIELDS)]
+
+
+def test_nan_is_named():
+    relevance = Relevance.by_item(np.array([0]))
+    with pytest.raises(ValueError, match="query row 0 holds NaN or infinity"):
+        relevant_ranks(np.array([[np.nan]]), ArrayRows(np.ones((2, 1))), relevance)
+    with pytest.raises(ValueError, match="gallery row 1 holds NaN or infinity"):
+        relevant_ranks(np.ones((1, 1)), ArrayRows(np.array([[1.0], [np.inf]])), relevance, gallery_rows=1)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from compat.evaluation.record import MEASURES, SETTINGS, Bridge, CompatibilityReport, Setting
-from compat.evaluation.settings import OnSetting, Study, require_space
-from compat.evaluation.verdict import Evidence, decide
-from compat.metrics.intervals import Interval, bootstrap_means, interval, paired_slack, proportion_interval
-from compat.transformers.artefact import Transformer, WrongSpace
+from compat.evaluation.analyses import Analyses, analyse
+from compat.evaluation.comparison import Comparison, constant_answer
+from compat.evaluation.record import NEW, OLD, SERVED, SETTINGS, Bridge, CompatibilityReport, Setting
+from compat.evaluation.rows import readable_setting
+from compat.evaluation.settings import Settings, form_settings
+from compat.evaluation.study import OnSetting, Study
+from compat.evaluation.verdict import BackfillCurve, Evidence, WorstGroup, decide
+from compat.metrics.intervals import Interval
+from compat.options import AnalysisOptions, VerdictLimits
+from compat.transformers.artefact import Transformer
 from compat.transformers.hubness import item_hashes
-from compat.transformers.serving import is_lifted, is_migrated, query_form
+from compat.transformers.serving import is_lifted
 from stores.galleries.zarr_store import COMPLETE
 from stores.store import EmbeddingStore
 
-SERVED = "transformed"
-"""The setting of the transformer under judgement, with its hubness correction where it carries one."""
-UNCORRECTED = "transformed_uncorrected"
-OLD_CORRECTED = "old_to_old_corrected"
-NEEDS_OLD_GALLERY = "the old gallery was not given; evaluate it, with the transformer, to compare"
-NEEDS_OLD_QUERIES = "needs --old-queries, the same queries through the old model"
 FEW_GROUPS = 100
 """Below so many identities (or queries) a report warns that its intervals are wide."""
 
@@ -36,10 +34,12 @@ def evaluate(
     new_gallery: EmbeddingStore | None = None,
     relevance: str = "auto",
     comparisons: Mapping[str, Transformer] | None = None,
+    analyses: AnalysisOptions | None = None,
+    limits: VerdictLimits | None = None,
     seed: int = 0,
     on_setting: OnSetting | None = None,
 ) -> CompatibilityReport:
-    """Measure retrieval in every setting that the given stores can form, on the same queries.
+    """Measure retrieval in every setting that the given stores can form, on the same queries, and judge the bridge.
 
     Args:
         gallery: The old model's gallery, or one migrated for these queries or re-embedded into their space.
@@ -53,7 +53,9 @@ def evaluate(
             both tables have one, else item), or the path of a table with columns query_id, item_id and perhaps grade
             (0 is irrelevant).
         comparisons: Further transformers, measured against the same native settings, by any name but a setting's.
-        seed: Of the bootstrap.
+        analyses: What to look at beside retrieval.
+        limits: What the verdict judges by.
+        seed: Of the bootstrap and of every sample.
         on_setting: Called with a line before each setting is measured.
 
     Raises:
@@ -61,134 +63,31 @@ def evaluate(
         ValueError: If the relevance cannot be formed, or leaves no query.
     """
     study = Study(queries, gallery, relevance, on_setting or (lambda _: None))
-    bridges = {**({SERVED: transformer} if transformer else {}), **(comparisons or {})}
-    uncorrected = "the transformer carries no hubness correction" if transformer else "there is no hubness correction"
-    reasons = {UNCORRECTED: uncorrected, OLD_CORRECTED: uncorrected}
+    settings = form_settings(
+        study, transformer=transformer, old_queries=old_queries, new_gallery=new_gallery, comparisons=comparisons
+    )
     measured: dict[str, np.ndarray] = {}
-    if is_lifted(gallery):
-        measured |= _migrated_with_correction(study, transformer, comparisons)
-        reasons |= {"naive": "the gallery was migrated", "old_to_old": NEEDS_OLD_GALLERY}
-        reasons[OLD_CORRECTED] = NEEDS_OLD_GALLERY
-    elif gallery.space == queries.space:
-        if bridges:
-            raise WrongSpace(f"gallery and queries are both in {queries.space}: there is nothing to bridge")
-        migrated = is_migrated(gallery.provenance)
-        measured[SERVED if migrated else "new_to_new"] = study.search("search", queries)
-        reasons["naive"] = "gallery and queries are in one space"
-        reasons["old_to_old"] = NEEDS_OLD_GALLERY
-        reasons[SERVED] = "the gallery is native to the queries' space"
-    else:
-        for bridge in bridges.values():
-            sides = (queries.space, gallery.space)
-            bridge.require(bridge.direction, *(sides if bridge.direction == "new-to-old" else sides[::-1]))
-        if gallery.space.dim == queries.space.dim:
-            measured["naive"] = study.search("naive", queries)
-        reasons["naive"] = f"{queries.space.dim}-D queries cannot search a {gallery.space.dim}-D gallery"
-        reasons["old_to_old"] = NEEDS_OLD_QUERIES
-        reasons[SERVED] = "no transformer was given"
-        if transformer and transformer.correction:
-            reasons[OLD_CORRECTED] = NEEDS_OLD_QUERIES
-        if old_queries is not None:
-            require_space("--old-queries", old_queries, gallery)
-            measured["old_to_old"] = study.search("old to old", old_queries)
-            if transformer and transformer.correction:
-                measured[OLD_CORRECTED] = study.search_corrected("old to old, corrected", old_queries, transformer)
-    reasons["new_to_new"] = "needs --new-gallery, the gallery re-embedded by the new model"
-    if new_gallery is not None:
-        require_space("--new-gallery", new_gallery, queries)
-        measured["new_to_new"] = study.search_elsewhere("new to new", new_gallery)
-    for name, bridge in bridges.items():
-        if name not in measured:
-            measured[name] = study.bridge("the transformer" if name == SERVED else name, bridge)
-    if transformer and transformer.correction and UNCORRECTED not in measured:
-        measured[UNCORRECTED] = study.bridge("the transformer, uncorrected", transformer.without_correction())
-    if not measured:
-        raise ValueError(f"there is nothing to measure ({reasons['naive']}); pass --transformer or --old-queries")
-    return _report(study, bridges, _Comparison(study, measured, seed), reasons)
+    for name, searched in settings.searches.items():
+        study.say(_described(name, settings.bridges.get(name)))
+        measured[name] = study.measure(searched)
+    options = analyses or AnalysisOptions()
+    found = analyse(study, settings, measured, options, new_gallery=new_gallery, seed=seed)
+    comparison = Comparison(measured, study.clusters, seed=seed).subset(study.asked)
+    return _report(study, settings, comparison, found, limits or VerdictLimits())
 
 
-def _migrated_with_correction(
-    study: Study, transformer: Transformer | None, comparisons: Mapping[str, Transformer] | None
-) -> dict[str, np.ndarray]:
-    gallery, queries = study.gallery, study.queries
-    if comparisons:
-        raise WrongSpace(f"{gallery.path} was migrated for one transformer; compare others on the old gallery")
-    expected = query_form(gallery, transformer).space
-    if queries.space != expected:
-        raise WrongSpace(f"queries {queries.path} are in {queries.space}, those of {gallery.path} are in {expected}")
-    return {
-        SERVED: study.migrated("search", transformer),
-        UNCORRECTED: study.migrated("search, uncorrected", transformer, corrected=False),
-    }
-
-
-class _Comparison:
-    """Means of every setting with intervals, and paired comparisons between settings: all from the same draws."""
-
-    def __init__(self, study: Study, measured: Mapping[str, np.ndarray], seed: int) -> None:
-        asked = study.asked
-        clusters = None if study.clusters is None else study.clusters[asked]
-        self.queries = int(asked.sum())
-        self.codes = np.arange(self.queries) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-        self.groups = int(self.codes.max()) + 1
-        self._values = {name: values[asked] for name, values in measured.items()}
-        joined = np.concatenate(list(self._values.values()), axis=1)
-        self._means = joined.mean(axis=0)
-        self._draws = bootstrap_means(joined, clusters, seed=seed)
-        self._column = {name: i * len(MEASURES) for i, name in enumerate(measured)}  # of recall@1, the first measure
-
-    def setting(self, name: str, reason: str = "") -> Setting:
-        """A setting's measures, or the reason why there are none."""
-        if name not in self._column:
-            return Setting(None, reason)
-        columns = range(self._column[name], self._column[name] + len(MEASURES))
-        intervals = (proportion_interval(self._means[c], self._draws[:, c], self.groups, self.queries) for c in columns)
-        return Setting(dict(zip(MEASURES, intervals, strict=True)))
-
-    def gain(self, name: str, over: str) -> Interval | None:
-        """Difference in recall@1 between two settings."""
-        return self._paired(name, over, lambda a, b: a - b)
-
-    def retention(self, name: str) -> Interval | None:
-        """Share of old-to-old recall@1 that a setting keeps; None where old-to-old finds nothing."""
-        return self._paired(name, "old_to_old", lambda a, b: a / b)
-
-    def update_gain(self, name: str) -> Interval | None:
-        """Share of the new model's gain in recall@1 that a setting reaches; None where there is no gain."""
-        gain = self.gain("new_to_new", over="old_to_old")
-        if gain is None or gain.value <= 0 or name not in self._column:
-            return None
-        return self._interval(lambda b, old, new: (b - old) / (new - old), name, "old_to_old", "new_to_new")
-
-    def _paired(self, name: str, other: str, formula: Callable[..., Any]) -> Interval | None:
-        if name not in self._column or other not in self._column:
-            return None
-        found = self._interval(formula, name, other)
-        if found is None:
-            return None
-        difference = self._values[name][:, 0] - self._values[other][:, 0]
-        below, above = paired_slack(difference, self.codes)
-        low, high = (
-            formula(self._means[self._column[name]] + slack, self._means[self._column[other]])
-            for slack in (-below, above)
-        )
-        return Interval(found.value, min(found.low, float(low)), max(found.high, float(high)))
-
-    def _interval(self, formula: Callable[..., Any], *names: str) -> Interval | None:
-        columns = [self._column[name] for name in names]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value, drawn = formula(*self._means[columns]), formula(*self._draws[:, columns].T)
-        if not np.isfinite(value):  # a share of nothing
-            return None
-        return interval(value, np.where(np.isfinite(drawn), drawn, np.nan))
+def _described(name: str, bridge: Transformer | None) -> str:
+    if bridge is None or name in SETTINGS:
+        name = readable_setting(name)
+    return f"{name} ({bridge.family}, {bridge.direction})" if bridge else name
 
 
 def _report(
-    study: Study, bridges: Mapping[str, Transformer], comparison: _Comparison, reasons: Mapping[str, str]
+    study: Study, formed: Settings, comparison: Comparison, analyses: Analyses, limits: VerdictLimits
 ) -> CompatibilityReport:
-    settings = {name: comparison.setting(name, reasons.get(name, "")) for name in SETTINGS}
-    model_gain = comparison.gain("new_to_new", over="old_to_old")
-    retention, served = comparison.retention(SERVED), bridges.get(SERVED)
+    settings = {name: comparison.setting(name, formed.reasons.get(name, "")) for name in SETTINGS}
+    model_gain = comparison.gain(NEW, over=OLD)
+    retention, served = comparison.retention(SERVED), formed.bridges.get(SERVED)
     records = {
         name: Bridge(
             name=bridge.family if name == SERVED else name,
@@ -197,20 +96,26 @@ def _report(
             setting=comparison.setting(name),
             retention=comparison.retention(name),
             update_gain=comparison.update_gain(name),
+            gain_over_best=None if name == SERVED else comparison.gain(name, over=SERVED),
             correction=bridge.correction.to_dict() if bridge.correction else None,
             training=bridge.training,
         )
-        for name, bridge in bridges.items()
+        for name, bridge in formed.bridges.items()
     }
     evidence = Evidence(
         direction=served.direction if served else None,
-        old_to_old=_recall(settings["old_to_old"]),
-        new_to_new=_recall(settings["new_to_new"]),
+        old_to_old=_recall(settings[OLD]),
+        new_to_new=_recall(settings[NEW]),
         transformed=_recall(settings[SERVED]),
         retention=retention,
-        bridge_gain=comparison.gain(SERVED, over="old_to_old"),
+        bridge_gain=comparison.gain(SERVED, over=OLD),
         model_gain=model_gain,
         groups=comparison.groups,
+        unit=comparison.unit,
+        constant_answer=constant_answer(study.relevance),
+        gallery_rows=len(study.gallery),
+        worst_group=_worst_group(analyses),
+        backfill=_best_order(analyses),
     )
     gallery, queries = study.gallery, study.queries
     return CompatibilityReport(
@@ -226,11 +131,26 @@ def _report(
         retention_reason="" if retention else _retention_reason(settings),
         update_gain=comparison.update_gain(SERVED),
         update_gain_reason=_gain_reason(settings, model_gain),
-        verdict=decide(evidence),
+        verdict=decide(evidence, limits),
         transformer=records.pop(SERVED, None),
         comparisons=tuple(records.values()),
         notes=_notes(study, comparison.groups, served),
+        analyses=analyses.to_dict(),
     )
+
+
+def _worst_group(analyses: Analyses) -> WorstGroup | None:
+    section = analyses.by_group
+    row = next((row for row in section.rows if row.group == section.worst), None) if section else None
+    return WorstGroup(f"{section.column} {row.group}", row.retention) if section and row and row.retention else None
+
+
+def _best_order(analyses: Analyses) -> BackfillCurve | None:
+    if not analyses.backfill or not analyses.backfill.curves:
+        return None
+    order, curve = max(analyses.backfill.curves.items(), key=lambda entry: entry[1].area)
+    drawn = curve.to_dict()
+    return BackfillCurve(tuple(drawn["fraction"]), tuple(drawn["recall_at_1"]), f"{order.replace('_', ' ')} order")
 
 
 def _recall(setting: Setting) -> Interval | None:
@@ -238,16 +158,18 @@ def _recall(setting: Setting) -> Interval | None:
 
 
 def _retention_reason(settings: Mapping[str, Setting]) -> str:
-    missing = [name for name in (SERVED, "old_to_old") if settings[name].measures is None]
+    missing = [name for name in (SERVED, OLD) if settings[name].measures is None]
     return f"needs {' and '.join(missing)}" if missing else "old-to-old finds nothing, so there is nothing to retain"
 
 
 def _gain_reason(settings: Mapping[str, Setting], model_gain: Interval | None) -> str:
-    missing = [name for name in (SERVED, "old_to_old", "new_to_new") if settings[name].measures is None]
+    missing = [name for name in (SERVED, OLD, NEW) if settings[name].measures is None]
     if missing:
         return f"needs {' and '.join(missing)}"
     if model_gain is not None and model_gain.value <= 0:
         return "new-to-new does not exceed old-to-old, so there is no gain to share"
+    if model_gain is not None and model_gain.low <= 0:
+        return f"it is not sure that new-to-new exceeds old-to-old ({model_gain}), so no share of that gain is"
     return ""
 
 

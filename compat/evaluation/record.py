@@ -10,11 +10,15 @@ from compat.evaluation.verdict import Verdict
 from compat.metrics.intervals import Interval
 
 REPORT_VERSION = 1
-MEASURES = ("recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "mean_reciprocal_rank")
-SETTINGS = (
-    *("old_to_old", "old_to_old_corrected", "new_to_new", "naive"),
-    *("transformed", "transformed_uncorrected"),
+MEASURES = (
+    *("recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "mean_reciprocal_rank"),
+    *("precision_at_10", "ndcg_at_10"),
 )
+OLD, OLD_CORRECTED, NEW, NAIVE = "old_to_old", "old_to_old_corrected", "new_to_new", "naive"
+SERVED = "transformed"
+"""The setting of the transformer under judgement, with its hubness correction where it carries one."""
+UNCORRECTED = "transformed_uncorrected"
+SETTINGS = (OLD, OLD_CORRECTED, NEW, NAIVE, SERVED, UNCORRECTED)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Bridge:
-    """One transformer's results against the same native settings; with its hubness correction, if it carries one."""
+    """One transformer's results against the same native settings; with its hubness correction, if it carries one.
+
+    `gain_over_best` is the paired difference of its recall@1 to that of the transformer under judgement.
+    """
 
     name: str
     family: str
@@ -39,6 +46,7 @@ class Bridge:
     setting: Setting
     retention: Interval | None
     update_gain: Interval | None
+    gain_over_best: Interval | None = None
     correction: Mapping[str, float | int] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,6 +59,7 @@ class Bridge:
             "measures": self.setting.to_dict(),
             "retention": _plain(self.retention),
             "update_gain": _plain(self.update_gain),
+            "gain_over_best": _plain(self.gain_over_best),
             "correction": dict(self.correction) if self.correction else None,
             "pairs": self.training.get("pairs"),
             "held_out": self.training.get("held_out"),
@@ -78,6 +87,7 @@ class CompatibilityReport:
     transformer: Bridge | None
     comparisons: tuple[Bridge, ...]
     notes: tuple[str, ...]
+    analyses: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -100,6 +110,7 @@ class CompatibilityReport:
             "transformer": self.transformer.to_dict() if self.transformer else None,
             "comparisons": [bridge.to_dict() for bridge in self.comparisons],
             "notes": list(self.notes),
+            **self.analyses,
         }
 
 

@@ -11,18 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from compat.evaluation.figures import curve, interval_chart
+from compat.evaluation import sheets
+from compat.evaluation.page import charts
+from compat.evaluation.page.figures import interval_chart
 from compat.evaluation.record import REPORT_VERSION
-from compat.evaluation.table import (
-    COLUMNS,
-    CORRECTION,
-    format_table,
-    is_corrected,
-    is_number,
-    print_table,
-    report_rows,
-    row_reasons,
-)
+from compat.evaluation.rows import CORRECTION, is_corrected, is_number, readable_setting, report_rows, row_reasons
+from compat.evaluation.table import format_table, print_table
 from compat.metrics.intervals import LEVEL, RESAMPLES
 from stores.durable import write_atomically
 
@@ -73,9 +67,11 @@ def render_html(report: Mapping[str, Any]) -> str:
     """The page of a report as read from report.json.
 
     Optional keys that are drawn where present: `title`, `subtitle`, `data_note`, `split` (a flat mapping),
-    `wall_time_s`, `steps` ([{name, seconds}]), `training_curves` ([{name, x_label, series: [{name, x, y}]}]) and
+    `wall_time_s`, `steps` ([{name, seconds}]), `training_curves` ([{name, x_label, series: [{name, x, y}]}]),
     `examples` ([{query: {id, label, image}, results: [{name, neighbours: [{id, label, image, score, correct}]}]}]),
-    whose images are data: URIs. Any other image is not loaded: the page never asks a network for anything.
+    whose images are data: URIs, and the sections `by_group`, `flips`, `cmc`, `verification`, `open_set`, `backfill`,
+    `confidence`, `drift`, `approximate` and `reproduce`. Any other image is not loaded: the page never asks a network
+    for anything.
 
     Raises:
         ValueError: If this is no report, or one of another format version.
@@ -84,30 +80,29 @@ def render_html(report: Mapping[str, Any]) -> str:
 
     _require_report(report)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent / "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "percentage": _percentage, "duration": _duration}
+    environment.filters |= {"number": _number, "duration": _duration, "brief": _brief, "setting": readable_setting}
+    environment.filters |= {"shown": sheets.shown, "rate": sheets.operating_point, "sentence": _sentence}
     environment.tests |= {"embedded_image": _is_embedded_image, "number_like": is_number}
     decision = str(report["verdict"]["decision"])
     decided, tone = DECISIONS.get(decision, (decision.replace("_", " "), "neutral"))
-    gallery, queries = report["gallery"], report["queries"]
-    rows = report_rows(report)
+    gallery, queries, notes = report["gallery"], report["queries"], _notes(report)
     return environment.get_template("report.html.jinja").render(
         report=report,
         title=report.get("title") or "Compatibility report",
         subtitle=report.get("subtitle") or f"{queries['space']['name']} queries, {gallery['space']['name']} gallery",
         decided=decided,
         tone=tone,
-        rows=rows,
-        columns=COLUMNS,
-        chart=interval_chart(rows),
+        chart=interval_chart(report_rows(report)),
+        sheets=sheets,
+        charts=charts,
         correction=CORRECTION if is_corrected(report) else None,
-        notes=_notes(report),
-        curves=_curves(report),
+        notes=notes,
+        contents=_contents(report, notes),
         sources={"gallery": gallery, "queries": queries},
         relevant=RELEVANCE.get(report.get("relevance", ""), f"as judged in {report.get('relevance')}"),
         unit="identities" if report.get("grouped_by") == "label" else "queries",
-        split={key: _brief(value) for key, value in (report.get("split") or {}).items()},
         level=f"{LEVEL:.0%}",
         resamples=RESAMPLES,
     )
@@ -142,13 +137,30 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _curves(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    groups = []
-    for group in report.get("training_curves") or []:
-        drawn = [curve(series, str(group.get("x_label") or "step")) for series in group["series"]]
-        if charts := [chart for chart in drawn if chart]:
-            groups.append({"name": group["name"], "charts": charts})
-    return groups
+def _contents(report: Mapping[str, Any], notes: list[str]) -> list[tuple[str, str]]:
+    """Name and heading of the sections that have something to say, in reading order; each is page/sections/NAME."""
+    sections = (
+        ("chart", "How often the first neighbour is right", interval_chart(report_rows(report))),
+        ("measures", "All measures", True),
+        ("groups", "Groups and flips", sheets.groups_sheet(report) or report.get("flips")),
+        (
+            "curves",
+            "CMC and verification",
+            charts.cmc_chart(report) or report.get("verification") or report.get("pair_list"),
+        ),
+        ("open_set", "Open set", report.get("open_set")),
+        ("backfill", "Backfill", report.get("backfill")),
+        ("confidence", "Confidence", report.get("confidence")),
+        ("drift", "Drift", report.get("drift")),
+        ("approximate", "Approximate search", report.get("approximate")),
+        ("notes", "Notes", notes),
+        ("examples", "Nearest neighbours of some queries", report.get("examples")),
+        ("training", "Training", charts.training_charts(report)),
+        ("sources", "Where the numbers come from", True),
+        ("reproduce", "How to reproduce", report.get("reproduce")),
+        ("words", "What the words mean", True),
+    )
+    return [(name, heading) for name, heading, present in sections if present]
 
 
 def _brief(value: Any) -> str:
@@ -172,8 +184,9 @@ def _number(value: Any, places: int = 3) -> str:
     return f"{value:,.{places}f}" if is_number(value) else "-"
 
 
-def _percentage(value: Any) -> str:
-    return f"{value:.1%}" if is_number(value) else "-"
+def _sentence(text: Any) -> str:
+    text = str(text or "").strip()
+    return text[:1].upper() + text[1:] + ("" if not text or text[-1] in ".!?" else ".")
 
 
 def _duration(seconds: Any) -> str:

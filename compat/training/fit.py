@@ -12,6 +12,7 @@ from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS
 from compat.training.closed_form import fit_closed_form, require_finite
+from compat.training.familiarity import fit_familiarity
 from compat.training.gradient import OnEpoch, fit_network
 from compat.training.ladder import OnCandidate, fit_best
 from compat.training.selection import Distractors, bank_pairs
@@ -72,7 +73,10 @@ def fit_transformer(
         **fitted.facts,
         "notes": notes,
     }
-    plain = Transformer(fitted.family, options.direction, source, target, fitted.network, training)
+    familiarity = fit_familiarity(pairs, options.direction, seed=options.seed)
+    plain = Transformer(
+        fitted.family, options.direction, source, target, fitted.network, training, familiarity=familiarity
+    )
     return with_correction(plain, pairs, fitted.correction, seed=options.seed)
 
 

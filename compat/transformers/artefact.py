@@ -1,6 +1,7 @@
 """A fitted transformer: the map, its spaces and direction, and perhaps a hubness correction.
 
-Saved as a folder of model.safetensors, hubness.safetensors where there is a correction, and card.json.
+Saved as a folder of model.safetensors, hubness.safetensors where there is a correction, familiarity.safetensors where
+it is known which queries are strange to the map, and card.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from backbones.checkpoint import read_tensors, tensor_digest, write_tensors
 from compat.neighbors import unit_rows
 from compat.options import Direction
 from compat.transformers import TRANSFORMERS, known_family
+from compat.transformers.familiarity import Familiarity
 from compat.transformers.hubness import HubnessCorrection, lift_gallery, lift_queries, lifted_space
 from compat.transformers.linear import FoldedLinear, LinearMap
 from stores.durable import sync_folder, write_atomically
@@ -28,6 +30,11 @@ from stores.space import EmbeddingSpace
 
 FORMAT_VERSION = 2
 HUBNESS = "hubness.safetensors"
+FAMILIARITY = "familiarity.safetensors"
+NO_FAMILIARITY = (
+    "the transformer does not know which queries are strange to it: it was fitted to too few pairs, or by a former "
+    "version; fit it again, to 100 pairs or more"
+)
 APPLY_ROWS = 4096
 """Few enough for a block and its result to stay in the processor's cache between passes."""
 
@@ -48,6 +55,8 @@ class Transformer:
         network: [n, source.dim] to [n, target.dim].
         training: JSON values: options, the pairs' fingerprint and number, held-out scores, curves.
         correction: What is taken off the scores of gallery vectors that are near to every query; None where nothing.
+        familiarity: Which queries are strange to the map; None where too few pairs told, or a former version fitted it.
+            It changes no vector, so it is no part of the digest.
     """
 
     family: str
@@ -57,12 +66,18 @@ class Transformer:
     network: nn.Module
     training: dict[str, Any] = field(default_factory=dict)
     correction: HubnessCorrection | None = None
+    familiarity: Familiarity | None = None
 
     @cached_property
     def _folded(self) -> FoldedLinear | None:
         return self.network.folded(unit=self.target.normalized) if isinstance(self.network, LinearMap) else None
 
     def __post_init__(self) -> None:
+        if self.familiarity is not None and self.familiarity.dim != self.query_space.dim:
+            raise ValueError(
+                f"the familiarity is of {self.familiarity.dim} dimensions, expected {self.query_space.dim} as queries "
+                "have: it belongs to another transformer"
+            )
         if self.correction is None:
             return
         found = (self.correction.bank.shape[1], self.correction.old_bank.shape[1])
@@ -122,6 +137,26 @@ class Transformer:
         if self.correction is None:
             return mapped
         return lift_gallery(mapped, self.correction.offsets(mapped, item_ids) if offsets is None else offsets)
+
+    def strangeness(self, queries: np.ndarray) -> np.ndarray:
+        """How likely the map fails each query, as a percentile among held-out pairs, float64 [q] in 0..1.
+
+        At 0.9 a query is stranger than nine tenths of what the map was fitted on. Either direction takes the new
+        model's raw queries: what is strange is the query, whichever side is mapped.
+
+        Args:
+            queries: Floats [q, query_space.dim].
+
+        Raises:
+            ValueError: If the dimension is not the query space's, or the transformer does not know.
+        """
+        if self.familiarity is None:
+            raise ValueError(NO_FAMILIARITY)
+        if queries.ndim != 2 or queries.shape[1] != self.query_space.dim:
+            raise ValueError(
+                f"queries have shape {list(queries.shape)}, expected [q, {self.query_space.dim}]: {self.query_space}"
+            )
+        return self.familiarity.strangeness(queries)
 
     def _target_rows(self, vectors: np.ndarray) -> np.ndarray:
         if vectors.ndim != 2 or vectors.shape[1] != self.target.dim:
@@ -202,6 +237,9 @@ class Transformer:
         (folder / HUBNESS).unlink(missing_ok=True)
         if self.correction:
             write_tensors(folder / HUBNESS, self.correction.tensors(), {})
+        (folder / FAMILIARITY).unlink(missing_ok=True)
+        if self.familiarity:
+            write_tensors(folder / FAMILIARITY, self.familiarity.tensors(), {})
         card = {
             "format_version": FORMAT_VERSION,
             "family": self.family,
@@ -211,6 +249,7 @@ class Transformer:
             "digest": self.digest(),
             "training": self.training,
             "correction": self.correction.to_dict() if self.correction else None,
+            "familiarity": _described(self.familiarity) if self.familiarity else None,
         }
         write_atomically(folder / "card.json", [seal(card)])
         sync_folder(folder)
@@ -240,10 +279,21 @@ def load_transformer(folder: str | Path) -> Transformer:
         correction = None
         if card.get("correction"):
             correction = HubnessCorrection.from_tensors(card["correction"], read_tensors(folder / HUBNESS)[0])
+        familiarity = None
+        if card.get("familiarity"):  # which cards of earlier releases do not have
+            familiarity = Familiarity.from_tensors(card["familiarity"], read_tensors(folder / FAMILIARITY)[0])
+            if _described(familiarity) != card["familiarity"]:
+                raise ValueError(f"{FAMILIARITY} belongs to another transformer; fit it again")
         facts = card["training"]
-        transformer = Transformer(card["family"], card["direction"], source, target, network, facts, correction)
+        transformer = Transformer(
+            card["family"], card["direction"], source, target, network, facts, correction, familiarity
+        )
     except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"the transformer at {folder} cannot be read: {error}") from None
     if transformer.digest() != card["digest"]:
         raise ValueError(f"the transformer at {folder} does not match its digest: a file was altered; train it again")
     return transformer
+
+
+def _described(familiarity: Familiarity) -> dict[str, Any]:
+    return {**familiarity.to_dict(), "digest": tensor_digest(familiarity.tensors(), "")}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from compat.metrics.retrieval import Rows
+from compat.neighbors import Rows
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.hubness import lift_gallery, lift_queries
 from stores.space import EmbeddingSpace
@@ -70,7 +71,7 @@ def served_rows(gallery: EmbeddingStore, transformer: Transformer, *, on_rows: O
         return mapped
     offsets = transformer.known_offsets(gallery.digest(), len(gallery)) if transformer.correction.galleries else None
     if offsets is None:
-        offsets = _offsets(mapped, gallery, transformer.correction.offsets, on_rows)
+        offsets = _offsets(mapped, gallery.items["item_id"], transformer.correction.offsets, on_rows)
     return LiftedRows(mapped, offsets)
 
 
@@ -83,11 +84,21 @@ def corrected_old_rows(gallery: EmbeddingStore, transformer: Transformer, *, on_
     correction = transformer.correction
     if correction is None:
         raise ValueError("the transformer carries no hubness correction; fit one with --correction 0.5")
-    return LiftedRows(gallery, _offsets(gallery, gallery, correction.old_offsets, on_rows))
+    return LiftedRows(gallery, _offsets(gallery, gallery.items["item_id"], correction.old_offsets, on_rows))
 
 
-def _offsets(rows: Rows, gallery: EmbeddingStore, find: FindOffsets, on_rows: OnRows | None) -> np.ndarray:
-    ids = gallery.items["item_id"]
+def corrected_new_rows(gallery: Rows, item_ids: pl.Series, transformer: Transformer) -> LiftedRows:
+    """Re-embedded items [g, d_new] as they join a gallery that an old-to-new transformer mapped and corrected.
+
+    Raises:
+        ValueError: If the transformer carries no correction, or maps queries: then they meet in another space.
+    """
+    if transformer.correction is None or transformer.direction != "old-to-new":
+        raise ValueError("re-embedded items join a corrected gallery only where an old-to-new transformer made it")
+    return LiftedRows(gallery, _offsets(gallery, item_ids, transformer.correction.offsets, None))
+
+
+def _offsets(rows: Rows, ids: pl.Series, find: FindOffsets, on_rows: OnRows | None) -> np.ndarray:
     offsets = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, len(rows))

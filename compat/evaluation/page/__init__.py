@@ -1,0 +1,1 @@
+"""The page of a report: its charts, its sections and its style."""
