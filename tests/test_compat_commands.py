@@ -115,7 +115,7 @@ def test_from_two_stores_to_a_verdict(stores, tmp_path, here):
         r"0\.\d{3} by label, reciprocal rank 0\.\d{3}: .*t\n",
         trained.stdout,
     )
-    assert sorted(path.name for path in out.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["card.json", "familiarity.safetensors", "model.safetensors"]
     transformer = load_transformer(out)
     assert transformer.training["options"]["loss"]["cosine_weight"] == 5.0
 
@@ -212,7 +212,11 @@ def test_a_killed_training_goes_on_and_ends_as_if_never_interrupted(stores, tmp_
     with EmbeddingStore.open(stores / "gallery") as old, EmbeddingStore.open(stores / "new_gallery") as new:
         whole = fit_transformer(join_pairs(old, new), FitOptions(transformer="msresnet", epochs=4, batch_size=32))
     assert load_transformer(tmp_path / "killed").digest() == whole.digest()
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        "card.json",
+        "familiarity.safetensors",
+        "model.safetensors",
+    ]
 
 
 def test_migrate_and_then_evaluate_the_migrated_gallery(stores, tmp_path, here):

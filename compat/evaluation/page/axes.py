@@ -122,5 +122,5 @@ class LogAxis:
 
 
 def power_of_ten(power: int) -> str:
-    """10⁻³ for -3, 1 for 0 and 10 for 1."""
-    return {0: "1", 1: "10"}.get(power, "10" + str(power).translate(SUPERSCRIPT))
+    """10⁻³ for -3, 10⁴ for 4, and in full what is short: 1, 10, 100, 1000."""
+    return str(10**power) if 0 <= power <= 3 else "10" + str(power).translate(SUPERSCRIPT)
