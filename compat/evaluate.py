@@ -29,6 +29,8 @@ class EvaluateOptions(AnalysisOptions):
         relevance: `label` (same label, the query's own item left out), `item` (same item id), a CSV or Parquet table
             with columns query_id, item_id and perhaps grade (0 is irrelevant), or `auto`: label where both stores have
             one, else item.
+        template_by: Column of the item tables: items of one value become one template, the mean of its media (column
+            media, where there is one). Queries and gallery of one value count as the same template.
         drift: Store of today's new-model queries: whether they still look like what the transformer was fitted on.
         verdict: What the verdict judges by.
         seed: Of the bootstrap and of every sample.
@@ -42,6 +44,7 @@ class EvaluateOptions(AnalysisOptions):
     old_queries: Path | None = None
     new_gallery: Path | None = None
     relevance: str = "auto"
+    template_by: str | None = None
     drift: Path | None = None
     verdict: VerdictLimits = field(default_factory=VerdictLimits)
     seed: int = 0
@@ -61,12 +64,14 @@ def evaluate_and_report(options: EvaluateOptions) -> Path:
         ValueError: If they do not fit each other.
     """
     from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
 
     from compat.evaluation.compatibility import evaluate
     from compat.evaluation.drift import drift_report
     from compat.evaluation.exports import write_tables
     from compat.evaluation.report import print_table, write_report
     from compat.evaluation.reproduce import how_to_reproduce
+    from compat.evaluation.template_stores import template_store
     from compat.transformers.artefact import Transformer, load_transformer
     from stores.galleries.zarr_store import open_complete
     from stores.store import EmbeddingStore
@@ -85,12 +90,19 @@ def evaluate_and_report(options: EvaluateOptions) -> Path:
             if (store := opened(getattr(options, name))) is not None
         }
         drift = drift_report(transformers[judged], stores["drift"]) if judged and "drift" in stores else None
+        compared = {name: store for name, store in stores.items() if name != "drift"}
+        if options.template_by:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            compared = {
+                name: stack.enter_context(template_store(store, options.template_by, folder / name))
+                for name, store in compared.items()
+            }
         report: dict[str, Any] = evaluate(
-            stores["gallery"],
-            stores["queries"],
+            compared["gallery"],
+            compared["queries"],
             transformer=transformers[judged] if judged else None,
-            old_queries=stores.get("old_queries"),
-            new_gallery=stores.get("new_gallery"),
+            old_queries=compared.get("old_queries"),
+            new_gallery=compared.get("new_gallery"),
             relevance=options.relevance,
             comparisons=_named({path: transformers[path] for path in maps[1:] if path != judged}),
             analyses=AnalysisOptions(**{f.name: getattr(options, f.name) for f in fields(AnalysisOptions)}),
@@ -98,6 +110,8 @@ def evaluate_and_report(options: EvaluateOptions) -> Path:
             seed=options.seed,
             on_setting=lambda line: print(f"measuring {line}", file=sys.stderr, flush=True),
         ).to_dict()
+        for name in ("gallery", "queries"):
+            report[name]["path"] = str(stores[name].path)  # not that of its templates
         if drift:
             report["drift"] = drift.to_dict()
         report["reproduce"] = how_to_reproduce(options, stores, transformers)

@@ -67,6 +67,12 @@ def plant_report() -> dict[str, Any]:
         "cmc": {"depth": list(range(1, 51)), "settings": {name: cmc(recall) for name, recall in recalls.items()}},
         "verification": verification(),
         "open_set": open_set(),
+        "means": {"labels": 40, "recall_at_1": {"old_to_old": {"value": 0.5, "low": 0.4, "high": 0.6}}},
+        "pair_list": {
+            "genuine_pairs": 300,
+            "impostor_pairs": 300,
+            "settings": {"transformed": {"accuracy": {"mean": 0.91, "standard_error": 0.01}, "equal_error_rate": 0.09}},
+        },
         "backfill": backfill(),
         "confidence": confidence(),
         "drift": {
@@ -145,6 +151,7 @@ def verification() -> dict[str, Any]:
             "tar_at_far": points,
             "roc": {"far": far, "tar": tar},
             "det": {"fmr": far, "fnmr": [1 - t for t in tar]},
+            "precision_recall": {"recall": tar, "precision": [1 - f for f in far]},
             "histogram": {
                 "edges": edges.tolist(),
                 "genuine": (genuine / genuine.sum()).tolist(),

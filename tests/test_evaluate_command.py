@@ -116,7 +116,9 @@ def test_everything_at_once(folder, world, evaluate, tmp_path, judged):
     for order in backfill["orders"].values():
         assert order["recall_at_1"][0] == pytest.approx(exact)
     if judged == "forth":  # of a corrected gallery the new items are corrected as well
-        assert order["recall_at_1"][-1] == pytest.approx(report["settings"]["new_to_new"]["recall_at_1"]["value"])
+        assert backfill["orders"]["random"]["recall_at_1"][-1] == pytest.approx(
+            report["settings"]["new_to_new"]["recall_at_1"]["value"]
+        )
     assert report["drift"]["verdict"] in ("as_fitted", "drifted", "too_few")
     assert report["confidence"]["abstained"][0] == 0
     assert report["confidence"]["recall_at_1"][0]["value"] == pytest.approx(exact)
@@ -164,6 +166,36 @@ def test_the_command_in_the_report_forms_it_again(folder, evaluate, tmp_path):
     with EmbeddingStore.open(folder / "queries-old") as store:
         digests = {row["role"]: row["digest"] for row in report["reproduce"]["inputs"]}
         assert digests["old queries"] == store.digest()
+
+
+def test_templates_are_searched_as_one_vector_each(folder, world, evaluate, tmp_path):
+    given = ("--transformer", folder / "plain", "--template-by", "template")
+    halves = np.arange(PEOPLE * PICTURES) % 2
+    for name, model in (("old", "old"), ("new", "new")):
+        for part in (0, 1):
+            rows = np.flatnonzero(halves == part)
+            names = [f"{'pg'[part]}{world.labels[row]}" for row in rows]
+            ids, labels = [f"i{row}" for row in rows], world.labels[rows]
+            extra = {"template": names, "media": [row % 3 for row in rows]}
+            write_store(
+                tmp_path / f"{name}{part}", getattr(world, model)[rows], name=name, ids=ids, labels=labels, extra=extra
+            )
+    stores = ("--old-queries", tmp_path / "old0", "--new-gallery", tmp_path / "new1")
+    code, report, captured = evaluate(*given, *stores, gallery=tmp_path / "old1", queries=tmp_path / "new0")
+    assert code == 0, captured.err
+    assert report["gallery"]["rows"] == report["queries"]["rows"] == PEOPLE
+    assert report["gallery"]["path"] == str(tmp_path / "old1")
+    units = world.new / np.linalg.norm(world.new, axis=1, keepdims=True)
+    means = []
+    for part in (0, 1):
+        rows = [np.flatnonzero((world.labels == person) & (halves == part)) for person in range(PEOPLE)]
+        media = [[units[some][some % 3 == m].mean(axis=0) for m in set(some % 3)] for some in rows]
+        means.append(np.stack([np.mean(some, axis=0) for some in media]))
+    right = cosines(*means).argmax(axis=1) == np.arange(PEOPLE)
+    assert report["settings"]["new_to_new"]["recall_at_1"]["value"] == pytest.approx(right.mean())
+    code, _, captured = evaluate(*given, *stores)
+    assert code == 2
+    assert "no column 'template'" in captured.err
 
 
 def test_without_labels_there_is_less_to_say(folder, evaluate):

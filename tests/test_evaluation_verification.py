@@ -128,7 +128,8 @@ def test_the_record_is_plain_and_complete():
     assert list(section) == ["settings", "old_threshold", "reason"]
     setting = json.loads(json.dumps(section, allow_nan=False))["settings"]["transformed"]
     assert list(setting) == [
-        "genuine_pairs", "impostor_pairs", "equal_error_rate", "tar_at_far", "roc", "det", "histogram",
+        "genuine_pairs", "impostor_pairs", "equal_error_rate", "tar_at_far",
+        "roc", "det", "precision_recall", "histogram",
     ]  # fmt: skip
     assert list(setting["tar_at_far"][0]) == ["far", "tar", "threshold", "reason"]
     assert len(setting["roc"]["far"]) == len(setting["roc"]["tar"]) == len(setting["det"]["fnmr"]) <= 200

@@ -163,27 +163,30 @@ def means_sheet(report: Mapping[str, Any]) -> Sheet | None:
     """Recall@1 in a gallery of one mean vector a label; None where it was not searched."""
     found = report.get("means") or {}
     lines = [
-        Line(readable_setting(name), KINDS.get(name, "other"), {"recall_at_1": value})
+        Line(readable_setting(name), KINDS.get(name, "other"), {"recall_at_1_of_means": value})
         for name, value in (found.get("recall_at_1") or {}).items()
     ]
     title = f"In a gallery of {found.get('labels')} means, one a label"
-    return Sheet(title, "setting", (Column("recall_at_1", "recall@1"),), tuple(lines)) if lines else None
+    return Sheet(title, "setting", (Column("recall_at_1_of_means", "recall@1"),), tuple(lines)) if lines else None
 
 
 def pair_list_sheet(report: Mapping[str, Any]) -> Sheet | None:
     """Accuracy on a list of pairs, over its folds; None without a list."""
     found = report.get("pair_list") or {}
     columns = (
-        Column("accuracy", "accuracy", "percent"),
-        Column("standard_error", "standard error", "percent"),
-        Column("equal_error_rate", "EER", "rate"),
+        Column("listed_accuracy", "accuracy", "percent"),
+        Column("listed_standard_error", "standard error", "percent"),
+        Column("listed_equal_error_rate", "EER", "rate"),
     )
     lines = []
     for name, values in (found.get("settings") or {}).items():
         accuracy = values["accuracy"]
-        spread = {"accuracy": {"value": accuracy["mean"]}, "standard_error": {"value": accuracy["standard_error"]}}
-        rate = {"equal_error_rate": values["equal_error_rate"]}
-        lines.append(Line(readable_setting(name), KINDS.get(name, "other"), {**spread, **rate}))
+        shares = {
+            "listed_accuracy": {"value": accuracy["mean"]},
+            "listed_standard_error": {"value": accuracy["standard_error"]},
+            "listed_equal_error_rate": values["equal_error_rate"],
+        }
+        lines.append(Line(readable_setting(name), KINDS.get(name, "other"), shares))
     pairs = f"{found.get('genuine_pairs')} genuine and {found.get('impostor_pairs')} impostor pairs"
     return Sheet(f"The list of {pairs}", "setting", columns, tuple(lines)) if lines else None
 
@@ -273,7 +276,11 @@ def reranked_sheet(report: Mapping[str, Any]) -> Sheet | None:
         Line(f"{row['proposed_by']}, {row['candidates']:,} candidates", "", row)
         for row in (report.get("backfill") or {}).get("reranked") or []
     ]
-    return Sheet("Re-ranking", "proposed by", (Column("recall_at_1", "recall@1"),), tuple(lines)) if lines else None
+    return (
+        Sheet("Re-ranking", "proposed by", (Column("recall_at_1_of_means", "recall@1"),), tuple(lines))
+        if lines
+        else None
+    )
 
 
 def confidence_sheet(report: Mapping[str, Any]) -> Sheet | None:

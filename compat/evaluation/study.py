@@ -121,7 +121,13 @@ class Study:
     def measure(self, searched: Searched) -> np.ndarray:
         """Measures float64 [q, m] of every query, in the order of `compat.evaluation.record.MEASURES`."""
         relevance = self.relevance if searched.rows is None else self.relevance.moved(searched.rows)
-        ranks = relevant_ranks(searched.queries, searched.gallery, relevance, similarity=searched.similarity)
+        ranks = relevant_ranks(
+            searched.queries,
+            searched.gallery,
+            relevance,
+            similarity=searched.similarity,
+            on_rows=self._told("ranking"),
+        )
         scores = retrieval_scores(ranks, relevance, gallery_rows=len(searched.gallery))
         return np.stack([getattr(scores, name) for name in _SCORES], axis=1)
 

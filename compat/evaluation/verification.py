@@ -57,6 +57,7 @@ class SettingVerification:
             "tar_at_far": [reached.to_dict("far", "tar") for reached in self.tar_at_far],
             "roc": {"far": far, "tar": tar},
             "det": {"fmr": far, "fnmr": frr},
+            "precision_recall": {"recall": tar, "precision": self.drawn.precision.tolist()},
             "histogram": {"edges": edges, "genuine": genuine, "impostor": impostor},
         }
 

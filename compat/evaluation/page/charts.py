@@ -34,7 +34,7 @@ def cmc_chart(report: Mapping[str, Any]) -> LineChart | None:
 
 
 def verification_charts(report: Mapping[str, Any]) -> list[LineChart]:
-    """ROC and DET of every setting, false rates on logarithmic axes."""
+    """ROC, DET and precision over recall of every setting, false rates on logarithmic axes."""
     settings = (report.get("verification") or {}).get("settings") or {}
     roc = line_chart(
         "Accepted pairs (ROC)",
@@ -54,7 +54,15 @@ def verification_charts(report: Mapping[str, Any]) -> list[LineChart]:
         within=(1.0,),
         least=(1.0,),
     )
-    return [chart for chart in (roc, det) if chart]
+    precision = line_chart(
+        "Precision of the accepted pairs",
+        _by_setting({n: _lists(found.get("precision_recall"), "recall", "precision") for n, found in settings.items()}),
+        x_label="recall (TAR)",
+        y_label="precision",
+        within=(0.0, 1.0),
+        least=(0.0, 1.0),
+    )
+    return [chart for chart in (roc, det, precision) if chart]
 
 
 def histogram_charts(report: Mapping[str, Any]) -> list[LineChart]:
