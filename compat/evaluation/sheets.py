@@ -276,11 +276,7 @@ def reranked_sheet(report: Mapping[str, Any]) -> Sheet | None:
         Line(f"{row['proposed_by']}, {row['candidates']:,} candidates", "", row)
         for row in (report.get("backfill") or {}).get("reranked") or []
     ]
-    return (
-        Sheet("Re-ranking", "proposed by", (Column("recall_at_1_of_means", "recall@1"),), tuple(lines))
-        if lines
-        else None
-    )
+    return Sheet("Re-ranking", "proposed by", (Column("recall_at_1", "recall@1"),), tuple(lines)) if lines else None
 
 
 def confidence_sheet(report: Mapping[str, Any]) -> Sheet | None:
