@@ -52,6 +52,9 @@ class EvaluateOptions(AnalysisOptions):
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, found {self.seed}")
+        maps = [path.resolve() for path in (self.transformer, *self.compare) if path]
+        if twice := [str(path) for path in maps if maps.count(path) > 1]:
+            raise ValueError(f"{twice[0]} is named twice; name each transformer once, in --transformer or --compare")
         if self.drift and not (self.transformer or self.compare):
             raise ValueError("--drift needs --transformer: what today's queries are compared with")
 
@@ -76,6 +79,8 @@ def evaluate_and_report(options: EvaluateOptions) -> Path:
     from stores.galleries.zarr_store import open_complete
     from stores.store import EmbeddingStore
 
+    if options.out.exists() and not options.out.is_dir():
+        raise NotADirectoryError(f"{options.out} is a file, expected a folder for the report; name another --out")
     maps = [*([options.transformer] if options.transformer else []), *options.compare]
     transformers: dict[Path, Transformer] = {path: load_transformer(path) for path in maps}
     judged = maps[0] if maps else None
@@ -104,7 +109,7 @@ def evaluate_and_report(options: EvaluateOptions) -> Path:
             old_queries=compared.get("old_queries"),
             new_gallery=compared.get("new_gallery"),
             relevance=options.relevance,
-            comparisons=_named({path: transformers[path] for path in maps[1:] if path != judged}),
+            comparisons=_named({path: transformers[path] for path in maps[1:]}),
             analyses=AnalysisOptions(**{f.name: getattr(options, f.name) for f in fields(AnalysisOptions)}),
             limits=options.verdict,
             seed=options.seed,

@@ -188,7 +188,8 @@ class AnalysisOptions:
         means: Search also in a gallery of one mean vector for each label.
         backfill: Recall while the gallery is re-embedded, and with candidates re-ranked. Needs the new gallery.
         backfill_order: Table with the gallery's item_id in the order in which items would be re-embedded.
-        index: FAISS factory strings (`HNSW32`, `IVF256,Flat`) of approximate indexes to search beside exact ones.
+        index: Approximate indexes to search beside exact ones, in FAISS's words (`HNSW32`), perhaps with how hard to
+            search (`IVF256,Flat;nprobe=16`; without, FAISS looks into one cell).
         pair_list: Table of pairs to verify, as published test sets have them: item_id_a of a query, item_id_b of a
             gallery item, same (0 or 1), perhaps fold.
     """

@@ -82,15 +82,23 @@ def _as_field(argument: str) -> str:
 
 
 def _gathered(arguments: list[str], lists: set[str]) -> list[str]:
-    """Words that follow the option of a list (`--compare A B`) as one word, the list that the parser reads."""
+    """Words that follow the options of lists (`--compare A B`, `--compare A --compare B`) as the list that is read."""
     gathered: list[str] = []
+    found: dict[str, list[str]] = {}
     while arguments:
-        name, *arguments = arguments
-        gathered.append(name)
-        count = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
-        words, arguments = arguments[:count], arguments[count:]
+        name, equals, word = arguments[0].partition("=")
+        if name not in lists:
+            gathered.append(arguments.pop(0))
+            continue
+        count = next((i for i, word in enumerate(arguments[1:]) if word.startswith("--")), len(arguments) - 1)
+        words = [word] if equals else arguments[1 : count + 1]
+        if not words:
+            raise ValueError(f"{name.replace('_', '-')} needs a value or several; none follows it")
+        found.setdefault(name, []).extend(words)
+        arguments = arguments[1 if equals else count + 1 :]
+    for name, words in found.items():
         written_out = len(words) == 1 and words[0].startswith("[")
-        gathered += [json.dumps(words)] if name in lists and words and not written_out else words
+        gathered += [name, words[0] if written_out else json.dumps(words)]
     return gathered
 
 

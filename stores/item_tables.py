@@ -11,7 +11,7 @@ import polars as pl
 
 def _read_csv(path: Path, separator: str = ",") -> pl.DataFrame:
     # Every row decides a column's type, and what names something is text at first: "007" is not 7.
-    ids: dict[str, Any] = dict.fromkeys(("item_id", "query_id", "label"), pl.String)
+    ids: dict[str, Any] = dict.fromkeys(("item_id", "item_id_a", "item_id_b", "query_id", "label"), pl.String)
     table = pl.read_csv(path, separator=separator, schema_overrides=ids, infer_schema_length=None)
     for name in ids.keys() & set(table.columns):
         numbers = table[name].cast(pl.Int64, strict=False)

@@ -100,6 +100,8 @@ def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
         (["--names", "IVF16,Flat"], ["IVF16,Flat"]),
         (["--names", "one", "two words", "--batch-rows", "3"], ["one", "two words"]),
         (["--names", '["written", "out"]'], ["written", "out"]),
+        (["--names", "one", "--batch-rows", "3", "--names", "two"], ["one", "two"]),
+        (["--names=one"], ["one"]),
         ([], []),
     ],
 )
@@ -107,6 +109,11 @@ def test_a_list_takes_the_words_that_follow_its_name(words, names):
     seen = []
     assert run("a", *words, function=seen.append) == 0
     assert seen[0].names == names
+
+
+def test_a_list_without_a_word_is_a_mistake(capsys):
+    assert run("a", "--names") == USER_MISTAKE
+    assert capsys.readouterr().err == "error: --names needs a value or several; none follows it\n"
 
 
 def test_our_own_faults_are_not_hidden():

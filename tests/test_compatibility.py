@@ -479,7 +479,7 @@ def test_what_is_compared_is_judged_as_it_is_served_too(hubs, monkeypatch):
     assert report.comparisons[0].setting == alone.settings["transformed"]
     assert values(report, "transformed") == values(evaluate(**given, transformer=forth), "transformed_uncorrected")
     assert report.settings["transformed_uncorrected"].reason == "the transformer carries no hubness correction"
-    assert [line for line in lines if "rows" in line] == [
+    assert [line for line in lines if "hubness" in line] == [
         f"hubness: {done}/{len(HELD)} gallery rows" for done in (100, len(HELD))
     ]
     without_old = alone.settings["old_to_old_corrected"]

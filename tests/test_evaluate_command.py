@@ -124,7 +124,9 @@ def test_everything_at_once(folder, world, evaluate, tmp_path, judged):
     assert report["confidence"]["recall_at_1"][0]["value"] == pytest.approx(exact)
     for name in ("report.html", "tables.csv", "tables.md", "tables.tex"):
         assert (tmp_path / "out" / name).stat().st_size > 0
-    assert "Worst group" in captured.out or "no camera" in captured.out
+    assert "Worst group: camera" in captured.out or "No group surely loses; the worst: camera" in captured.out
+    for said in ("Verification, TAR at FAR", "Gallery of means", "list of pairs", "Approximate indexes", "Drift"):
+        assert said in captured.out
 
 
 def test_means_and_listed_pairs_are_what_plain_numpy_finds(folder, world, evaluate):
@@ -215,14 +217,19 @@ def test_without_labels_there_is_less_to_say(folder, evaluate):
     [
         (["--group-by", "lens"], "queries-new", "no column 'lens'; it has item_id, label, camera"),
         (["--verification", "yes"], "unlabelled", "verification needs a column label"),
-        (["--open-set", "yes"], "unlabelled", "open-set identification needs a column label"),
-        (["--means", "yes"], "unlabelled", "a gallery of means needs a column label"),
+        (["--open-set", "yes"], "unlabelled", "open-set needs a column label"),
+        (["--means", "yes"], "unlabelled", "means needs a column label"),
         (["--backfill", "yes"], "queries-new", "a backfill needs --new-gallery"),
         (["--index", "HSNW32"], "queries-new", "FAISS makes no index of"),
-        (["--index", "IVF4096,Flat"], "queries-new", "too few to train 'IVF4096,Flat'"),
+        (["--index", "IVF4096,Flat"], "queries-new", "cannot train 'IVF4096,Flat'"),
         (["--pair-list", "{folder}/order.csv"], "queries-new", "item_id_a"),
         (["--drift", "{folder}/queries-old"], "queries-new", "old"),
         (["--verdict.retention-floor", "2"], "queries-new", "between 0 and 1"),
+        (["--index", "IDMap,Flat"], "queries-new", "takes no plain vectors"),
+        (["--index", "IVF4,Flat;nporbe=2"], "queries-new", "has no settings 'nporbe=2'"),
+        (["--backfill-order", "{folder}/order.csv"], "queries-new", "a backfill needs --new-gallery"),
+        (["--compare", "{folder}/plain"], "queries-new", "named twice"),
+        (["--out", "{folder}/order.csv"], "queries-new", "is a file"),
         (["--seed", "-1"], "queries-new", "seed must not be negative"),
         (["--compare", "{folder}/nowhere"], "queries-new", "nowhere"),
     ],

@@ -49,9 +49,9 @@ def rows_of(text):
 def test_csv_holds_every_number_of_the_report_in_full(tmp_path):
     report = plant_report()
     header, *rows = rows_of(read(report, tmp_path / "deep" / "er")["csv"])
-    assert header == ["row", "measure", "value", "low", "high"]
-    found = {(row[0], row[1]): [float(cell) if cell else None for cell in row[2:]] for row in rows}
-    assert len(found) == len(rows)
+    assert header == ["table", "row", "measure", "value", "low", "high"]
+    assert len({tuple(row[:3]) for row in rows}) == len(rows)
+    found = {(row[1], row[2]): [float(cell) if cell else None for cell in row[3:]] for row in reversed(rows)}
 
     def ends(interval):
         return [interval["value"], interval["low"], interval["high"]]
@@ -79,6 +79,7 @@ def test_all_formats_and_the_page_hold_the_same_cells(tmp_path):
     assert [sheet.title.split(":")[0].split(" by ")[0] for sheet in sheets] == [
         *("All measures", "Bridges against the native systems", "In a gallery of 40 means, one a label", "Recall@1"),
         *("Verification", "The list of 300 genuine and 300 impostor pairs", "Open set"),
+        *("With the old threshold", "Backfill", "Re-ranking", "Approximate indexes"),
     ]
     for sheet in sheets:
         for line in sheet.lines:
@@ -91,20 +92,20 @@ def test_all_formats_and_the_page_hold_the_same_cells(tmp_path):
 
 def test_no_cell_of_the_csv_is_a_formula(hostile, tmp_path):
     rows = rows_of(read(hostile, tmp_path)["csv"])
-    assert {len(row) for row in rows} == {5}
-    names = {row[0] for row in rows}
+    assert {len(row) for row in rows} == {6}
+    names = {row[1] for row in rows}
     assert '\'=HYPERLINK("http://x") (ridge, new-to-old)' in names
     assert 'light: comma, "quote" and line' in names
     for row in rows[1:]:
-        assert not re.match(r"\s*[=+\-@＝＋－＠]", row[0])
-        for cell in row[2:]:
+        assert not any(re.match(r"\s*[=+\-@＝＋－＠]", cell) for cell in row[:3])
+        for cell in row[3:]:
             assert cell == "" or float(cell) is not None  # a negative number stays a number
 
 
 def test_a_subject_cannot_make_a_formula_either(tmp_path):
     report = plant_report()
     report["by_group"]["column"] = "=cmd"
-    names = {row[0] for row in rows_of(read(report, tmp_path)["csv"])}
+    names = {row[1] for row in rows_of(read(report, tmp_path)["csv"])}
     assert "'=cmd: dusk" in names
 
 
@@ -143,7 +144,7 @@ def test_latex_keeps_its_columns_and_runs_no_command(hostile, tmp_path):
 
 
 def test_a_report_with_nothing_but_settings_has_two_tables(tmp_path):
-    further = ("by_group", "verification", "open_set", "means", "pair_list")
+    further = ("by_group", "verification", "open_set", "means", "pair_list", "backfill", "approximate")
     report = {name: value for name, value in plant_report().items() if name not in further}
     texts = read(report, tmp_path)
     assert texts["tex"].count(r"\begin{tabular}") == texts["md"].count("###") == 2

@@ -215,7 +215,7 @@ def test_what_faiss_cannot_make_or_train_is_one_line():
     index = ApproximateIndex(8, "IVF64,Flat")
     with pytest.raises(ValueError, match="is trained before vectors are added; call train"):
         index.add(np.ones((2, 8)))
-    with pytest.raises(ValueError, match="3 vectors are too few to train 'IVF64,Flat'"):
+    with pytest.raises(ValueError, match="3 vectors of 8 dimensions cannot train 'IVF64,Flat'"):
         index.train(np.ones((3, 8)))
     with pytest.raises(ValueError, match="query row 0 holds NaN"):
         ApproximateIndex(1, "HNSW4").search(np.array([[np.nan]]), 1)

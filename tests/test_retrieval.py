@@ -240,10 +240,10 @@ def test_the_characteristic_counts_queries_with_a_hit_and_the_share_counts_rows(
     ranks = np.array([5, 2, 3])
     assert first_ranks(ranks, relevance).tolist()[::2] == [2, 3]
     assert np.isnan(first_ranks(ranks, relevance)[1])
-    assert cmc(ranks, relevance, 5).tolist() == [0, 0.5, 1, 1, 1]
+    assert cmc(first_ranks(ranks, relevance), 5).tolist() == [0, 0.5, 1, 1, 1]
     np.testing.assert_array_equal(share_found(ranks, relevance, 3), [0.5, np.nan, 1])
     nothing = Relevance.by_item(np.array([-1]))
-    assert np.isnan(cmc(np.empty(0, np.int64), nothing, 2)).all()
+    assert np.isnan(cmc(first_ranks(np.empty(0, np.int64), nothing), 2)).all()
     assert np.isnan(retrieval_scores(np.empty(0, np.int64), nothing).ndcg_at_10).all()
 
 

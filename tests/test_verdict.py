@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planted import open_store, plant, space
 
 from compat.evaluation.compatibility import evaluate
-from compat.evaluation.verdict import BackfillCurve, Evidence, WorstGroup, decide
+from compat.evaluation.verdict import BackfillStages, Evidence, WorstGroup, decide
 from compat.metrics.intervals import Interval
 from compat.options import Direction, FitOptions, VerdictLimits
 from compat.pairs import Pairs
@@ -45,7 +45,7 @@ def evidence(
     return Evidence(**(found | changes))
 
 
-CURVE = BackfillCurve((0.0, 0.25, 0.5, 0.75, 1.0), (0.85, 0.91, 0.89, 0.92, 0.95), "random")
+CURVE = BackfillStages((0.0, 0.25, 0.5, 0.75, 1.0), (0.85, 0.91, 0.89, 0.92, 0.95), order="random")
 WORST = WorstGroup("camera: night", around(0.7, 0.03))
 
 
@@ -64,7 +64,7 @@ WORST = WorstGroup("camera: night", around(0.7, 0.03))
         (evidence(bridge=0.5), "re_embed", "too little to serve"),
         (evidence(bridge=0.5, new_to_new=None, model_gain=None), "re_embed", "or stay with the old model"),
         (evidence(bridge=0.5, new=0.9), "keep_old", "not shown to gain anything"),
-        (evidence(bridge=0.5, new=0.91, spread=0.02), "keep_old", "unless about 2,000 identities show one"),
+        (evidence(bridge=0.5, new=0.91, spread=0.02), "keep_old", "unless about 2,000 identities in all show one"),
         (evidence(bridge=1.0, old=1.0, new=1.0), "bridge_queries", "serve"),  # ceilings: no gain to share, and no need
         (evidence(bridge=0.5, old=1.0, new=1.0), "keep_old", "too little to serve"),
         (evidence(new=0.8, bridge=0.92), "keep_old", "new model is worse .*nothing to upgrade to"),

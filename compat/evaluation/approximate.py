@@ -11,6 +11,7 @@ from compat.evaluation.searched import Searched
 from compat.metrics.intervals import Bootstrap, Interval
 from compat.metrics.relevance import Relevance
 from compat.neighbors import ApproximateIndex, recall_against, search_rows, take_rows
+from stores.space import Similarity
 
 NEIGHBOURS = 10
 TRAINED_ON = 100_000
@@ -25,7 +26,7 @@ class ApproximateRow:
         setting: What was searched.
         factory: The index in FAISS's words.
         recall_at_1: Share of queries whose first neighbour is right.
-        exact: The same by exact search.
+        exact: The same by exact search, whose ties go to the lower row as an index's do.
         agreement: Share of the exact ten nearest neighbours that were found.
     """
 
@@ -51,7 +52,6 @@ def search_approximately(
     searched: Searched,
     factory: str,
     relevance: Relevance,
-    exact: np.ndarray,
     clusters: np.ndarray | None = None,
     *,
     seed: int = 0,
@@ -61,9 +61,8 @@ def search_approximately(
     Args:
         name: Of the setting.
         searched: The setting.
-        factory: Of FAISS, for example `HNSW32`.
+        factory: Of FAISS, for example `HNSW32`, perhaps with how hard to search: `IVF256,Flat;nprobe=16`.
         relevance: What is right in the common gallery.
-        exact: Recall@1 of each query by exact search, floats [q], NaN where nothing is right.
         clusters: Codes int64 [q] of queries that are not independent of each other; None where all are.
         seed: Of the sample that the index is trained on, and of the bootstrap.
 
@@ -71,7 +70,7 @@ def search_approximately(
         ValueError: If FAISS does not know the factory string, or the gallery is too small to train it.
     """
     relevance = relevance if searched.rows is None else relevance.moved(searched.rows)
-    index = ApproximateIndex(searched.queries.shape[1], factory, searched.similarity)
+    index = made_index(searched.queries.shape[1], factory, searched.similarity)
     gallery, rows = searched.gallery, len(searched.gallery)
     sample = np.sort(np.random.default_rng(seed).permutation(rows)[:TRAINED_ON])
     index.train(take_rows(gallery, sample))
@@ -82,16 +81,26 @@ def search_approximately(
     found = index.search(queries, wanted)[1]
     truth = search_rows(queries, gallery, wanted, similarity=searched.similarity)[1]
     found, truth = (_passed_over(side, relevance.excluded[asked]) for side in (found, truth))
-    right = np.array(
-        [
-            first in relevance.rows[relevance.offsets[query] : relevance.offsets[query + 1]]
-            for query, first in zip(asked, found[:, 0], strict=True)
-        ],
-        np.float64,
-    )
+    right, exact = (_first_is_right(side, relevance, asked) for side in (found, truth))
     recall = Bootstrap(right[:, None], None if clusters is None else clusters[asked], seed=seed).proportion(0)
     agreement = float(recall_against(truth, found).mean())
-    return ApproximateRow(name, factory, recall, float(np.nanmean(exact)), agreement)
+    return ApproximateRow(name, factory, recall, float(exact.mean()), agreement)
+
+
+def _first_is_right(found: np.ndarray, relevance: Relevance, asked: np.ndarray) -> np.ndarray:
+    bounds = relevance.offsets
+    firsts = zip(asked, found[:, 0], strict=True)
+    return np.array([first in relevance.rows[bounds[query] : bounds[query + 1]] for query, first in firsts], float)
+
+
+def made_index(dim: int, factory: str, similarity: Similarity) -> ApproximateIndex:
+    """An empty index of a factory string and, after a semicolon, settings of its search.
+
+    Raises:
+        ValueError: If FAISS does not know them.
+    """
+    kind, _, settings = factory.partition(";")
+    return ApproximateIndex(dim, kind, similarity, settings=settings)
 
 
 def _passed_over(rows: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -143,6 +143,7 @@ def backfill_section(
     orders: Mapping[str, np.ndarray],
     *,
     old: Side | None = None,
+    ranker: Side | None = None,
     clusters: np.ndarray | None = None,
     calibrated: bool | None = None,
     seed: int = 0,
@@ -159,6 +160,8 @@ def backfill_section(
         orders: See `backfill_orders`.
         old: The same queries and items as the old model sees them. They set the target `old_to_old`, and propose
             candidates.
+        ranker: What re-ranks candidates, where that is not `native`: the new model's plain embeddings, where those that
+            join the index are corrected.
         clusters: Codes int64 [q] of queries that are not independent of each other; None where all are.
         calibrated: Whether bridged scores are put on the scale of native ones, by mean and spread of unlabelled scores.
             Not given: wherever the queries or the similarity of the two sides differ, because a gallery half native and
@@ -182,6 +185,8 @@ def backfill_section(
         alike = native.queries.shape == bridged.queries.shape and np.array_equal(native.queries, bridged.queries)
         calibrated = native.similarity != bridged.similarity or not alike
     relevance = _of_queries(relevance, asked)
+    plain = ranker is None
+    ranker = _asking(native if ranker is None else ranker, asked)
     native, bridged = _asking(native, asked), _asking(bridged, asked)
     line = calibrate(bridged, native, seed=seed) if calibrated else Calibration()
     curves = backfill_curves(native, bridged, relevance, orders, calibration=line)
@@ -191,13 +196,14 @@ def backfill_section(
     kin = None if clusters is None else clusters[asked]
     targets, reranked = {}, []
     for name, side in proposers.items():
-        found = reranked_recall(side, native, relevance, (1, *DEPTHS))
+        found = reranked_recall(side, ranker, relevance, (1, *DEPTHS))
         if name == "old queries":
             targets["old_to_old"] = float(found[1].mean())  # the first of one candidate is what the old index finds
         bootstrap = Bootstrap(np.stack([found[depth] for depth in DEPTHS], axis=1), kin, seed=seed)
         reranked += [Reranked(name, depth, bootstrap.proportion(column)) for column, depth in enumerate(DEPTHS)]
     for curve in list(curves.values())[:1]:  # every order ends in the same gallery
-        targets[f"{SHARE_OF_NEW:.0%} of new_to_new"] = SHARE_OF_NEW * float(curve.recall_at_1[-1])
+        end = "new_to_new" if plain else "new_to_new, corrected"
+        targets[f"{SHARE_OF_NEW:.0%} of {end}"] = SHARE_OF_NEW * float(curve.recall_at_1[-1])
     return BackfillSection(rows, len(asked), targets, curves, calibrated, tuple(reranked))
 
 

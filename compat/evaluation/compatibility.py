@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compat.evaluation.analyses import Analyses, analyse
+from compat.evaluation.analyses import Analyses, analyse, left_out, read_tables
 from compat.evaluation.comparison import Comparison, constant_answer
 from compat.evaluation.record import NEW, OLD, SERVED, SETTINGS, Bridge, CompatibilityReport, Setting
 from compat.evaluation.rows import readable_setting
 from compat.evaluation.settings import Settings, form_settings
+from compat.evaluation.sheets import MEASURES as MEASURE_NAMES
 from compat.evaluation.study import OnSetting, Study
-from compat.evaluation.verdict import BackfillCurve, Evidence, WorstGroup, decide
+from compat.evaluation.verdict import BackfillStages, Evidence, WorstGroup, decide
 from compat.metrics.intervals import Interval
 from compat.options import AnalysisOptions, VerdictLimits
 from compat.transformers.artefact import Transformer
@@ -21,6 +22,8 @@ from compat.transformers.serving import is_lifted
 from stores.galleries.zarr_store import COMPLETE
 from stores.store import EmbeddingStore
 
+MOVED = 0.01
+"""Share of genuine pairs more refused at the old threshold that is worth a word."""
 FEW_GROUPS = 100
 """Below so many identities (or queries) a report warns that its intervals are wide."""
 
@@ -62,7 +65,9 @@ def evaluate(
         WrongSpace: If a store or transformer does not fit the others.
         ValueError: If the relevance cannot be formed, or leaves no query.
     """
+    options = analyses or AnalysisOptions()
     study = Study(queries, gallery, relevance, on_setting or (lambda _: None))
+    tables = read_tables(study, options, new_gallery=new_gallery)
     settings = form_settings(
         study, transformer=transformer, old_queries=old_queries, new_gallery=new_gallery, comparisons=comparisons
     )
@@ -70,10 +75,9 @@ def evaluate(
     for name, searched in settings.searches.items():
         study.say(_described(name, settings.bridges.get(name)))
         measured[name] = study.measure(searched)
-    options = analyses or AnalysisOptions()
-    found = analyse(study, settings, measured, options, new_gallery=new_gallery, seed=seed)
+    found = analyse(study, settings, measured, options, tables, new_gallery=new_gallery, seed=seed)
     comparison = Comparison(measured, study.clusters, seed=seed).subset(study.asked)
-    return _report(study, settings, comparison, found, limits or VerdictLimits())
+    return _report(study, settings, comparison, found, options, limits or VerdictLimits())
 
 
 def _described(name: str, bridge: Transformer | None) -> str:
@@ -83,7 +87,12 @@ def _described(name: str, bridge: Transformer | None) -> str:
 
 
 def _report(
-    study: Study, formed: Settings, comparison: Comparison, analyses: Analyses, limits: VerdictLimits
+    study: Study,
+    formed: Settings,
+    comparison: Comparison,
+    analyses: Analyses,
+    options: AnalysisOptions,
+    limits: VerdictLimits,
 ) -> CompatibilityReport:
     settings = {name: comparison.setting(name, formed.reasons.get(name, "")) for name in SETTINGS}
     model_gain = comparison.gain(NEW, over=OLD)
@@ -134,7 +143,7 @@ def _report(
         verdict=decide(evidence, limits),
         transformer=records.pop(SERVED, None),
         comparisons=tuple(records.values()),
-        notes=_notes(study, comparison.groups, served),
+        notes=(*_findings(comparison, analyses), *_notes(study, comparison.groups, served), *left_out(study, options)),
         analyses=analyses.to_dict(),
     )
 
@@ -145,12 +154,16 @@ def _worst_group(analyses: Analyses) -> WorstGroup | None:
     return WorstGroup(f"{section.column} {row.group}", row.retention) if section and row and row.retention else None
 
 
-def _best_order(analyses: Analyses) -> BackfillCurve | None:
+def _best_order(analyses: Analyses) -> BackfillStages | None:
     if not analyses.backfill or not analyses.backfill.curves:
         return None
-    order, curve = max(analyses.backfill.curves.items(), key=lambda entry: entry[1].area)
-    drawn = curve.to_dict()
-    return BackfillCurve(tuple(drawn["fraction"]), tuple(drawn["recall_at_1"]), f"{order.replace('_', ' ')} order")
+    curves = analyses.backfill.curves
+    order = "given" if "given" in curves else max(curves, key=lambda name: curves[name].area)
+    curve = curves[order]
+    drawn, target = curve.to_dict(), analyses.backfill.targets.get(OLD)
+    return BackfillStages(
+        tuple(drawn["fraction"]), tuple(drawn["recall_at_1"]), target, f"{order.replace('_', ' ')} order"
+    )
 
 
 def _recall(setting: Setting) -> Interval | None:
@@ -171,6 +184,33 @@ def _gain_reason(settings: Mapping[str, Setting], model_gain: Interval | None) -
     if model_gain is not None and model_gain.low <= 0:
         return f"it is not sure that new-to-new exceeds old-to-old ({model_gain}), so no share of that gain is"
     return ""
+
+
+def _findings(comparison: Comparison, analyses: Analyses) -> list[str]:
+    """What the verdict, which looks at recall@1 alone, does not say."""
+    found = []
+    beyond = comparison.gain(SERVED, over=NEW)
+    if beyond and beyond.low > 0:
+        found.append(
+            f"the bridge finds more than a re-embedded gallery would (recall@1 {beyond} above new to new): "
+            "re-embedding would lose that"
+        )
+    recall = comparison.gain(SERVED, over=OLD)
+    for measure in ("mean_average_precision", "ndcg_at_10"):
+        change = comparison.difference(SERVED, OLD, measure)
+        if recall and recall.high >= 0 and change and change.high < 0:
+            found.append(f"{MEASURE_NAMES[measure]} surely falls, by {-change.value:.3f}, though recall@1 may not")
+    kept = analyses.verification.old_threshold if analyses.verification else None
+    moved = kept.settings.get(SERVED) if kept else None
+    if kept and moved and (moved.kept.frr > kept.old.frr + MOVED or moved.kept.far > 2 * kept.old.far):
+        anew = moved.recalibrated.threshold
+        found.append(
+            f"set the threshold anew: the old one, {kept.old.threshold:.3f}, refuses {moved.kept.frr:.1%} of genuine "
+            f"pairs and accepts {moved.kept.far:.3%} of impostors after the bridge ({kept.old.frr:.1%} and "
+            f"{kept.old.far:.3%} before)"
+            + (f"; {anew:.3f} holds the old rate on these very pairs" if np.isfinite(anew) else "")
+        )
+    return found
 
 
 def _notes(study: Study, groups: int, transformer: Transformer | None) -> tuple[str, ...]:
@@ -195,6 +235,14 @@ def _notes(study: Study, groups: int, transformer: Transformer | None) -> tuple[
     for store in (study.gallery, study.queries):
         if store.provenance.get(COMPLETE) is False:
             notes.append(f"{store.path} is unfinished, {len(store)} rows so far; run the command that writes it again")
+    unknown = [store.items["label"].null_count() for store in (study.queries, study.gallery) if study.labels]
+    if any(unknown):
+        notes.append(
+            f"{unknown[0]} queries and {unknown[1]} gallery items have no label: such an item counts as wrong for "
+            "every query, and verification and open-set figures leave both out"
+        )
+    if study.note:
+        notes.append(study.note)
     left_out = int((~study.asked).sum())
     if left_out:
         example = study.queries.items["item_id"][int(np.flatnonzero(~study.asked)[0])]

@@ -34,12 +34,12 @@ LATEX = {
 
 
 def write_tables(report: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write the settings, groups, verification and open-set tables of a report in three formats.
+    """Write the tables of a report in three formats.
 
     Args:
         report: What report.json holds.
-        out: A folder, made where it does not exist; gets tables.csv (tidy: row, measure, value, low, high), tables.md
-            and tables.tex (plain `tabular`, no package needed).
+        out: A folder, made where it does not exist; gets tables.csv (tidy: table, row, measure, value, low, high),
+            tables.md and tables.tex (plain `tabular`, no package needed).
 
     Returns:
         The three paths.
@@ -60,14 +60,14 @@ def write_tables(report: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def as_csv(sheets: Sequence[Sheet]) -> str:
-    """One line a number: row, measure, value, low, high; numbers in full, an empty field where there is none.
+    """One line a number: table, row, measure, value, low, high; numbers in full, an empty field where there is none.
 
     A row of another table than that of the settings is named with what it is about, `light: dusk`. Text that a
     spreadsheet would take for a formula gets an apostrophe before it.
     """
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "measure", "value", "low", "high"))
+    writer.writerow(("table", "row", "measure", "value", "low", "high"))
     for sheet in sheets:
         for line in sheet.lines:
             name = line.name if sheet.subject == "setting" else f"{sheet.subject}: {line.name}"
@@ -78,7 +78,7 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
                 numbers = value if isinstance(value, Mapping) else {"value": value}
                 ends = (numbers.get(end) for end in ("value", "low", "high"))
                 cells = (repr(end) if is_number(end) else "" for end in ends)
-                writer.writerow((_harmless(name), _harmless(column.key), *cells))
+                writer.writerow((_harmless(sheet.title), _harmless(name), _harmless(column.key), *cells))
     return text.getvalue()
 
 

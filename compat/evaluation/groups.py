@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from compat.evaluation.record import NEW, OLD, SERVED
 from compat.metrics.flips import flips
 from compat.metrics.groups import LEAST_QUERIES, Groups, highest_means, worst_first
 from compat.metrics.intervals import Bootstrap, Interval
 
-OLD, NEW, BRIDGED = "old_to_old", "new_to_new", "transformed"
 SHOWN = 50
 """The worst groups that a report lists."""
 JUDGED = 1000
@@ -42,7 +42,7 @@ class GroupRow:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values; None for what was not measured."""
-        recalls = {name: self.recalls[name].to_dict() if name in self.recalls else None for name in (OLD, NEW, BRIDGED)}
+        recalls = {name: self.recalls[name].to_dict() if name in self.recalls else None for name in (OLD, NEW, SERVED)}
         change = self.change.to_dict() if self.change else None
         return {"group": self.group, "queries": self.queries, "small": self.small, **recalls, "change": change}
 
@@ -99,15 +99,15 @@ def groups_section(
         ValueError: If none of the three settings is there, or lengths differ.
     """
     groups = Groups.of(values)
-    names = [name for name in (OLD, NEW, BRIDGED) if name in recalls]
+    names = [name for name in (OLD, NEW, SERVED) if name in recalls]
     if not names:
-        raise ValueError(f"groups need one of {OLD}, {NEW} and {BRIDGED}, found {', '.join(recalls) or 'none'}")
+        raise ValueError(f"groups need one of {OLD}, {NEW} and {SERVED}, found {', '.join(recalls) or 'none'}")
     if any(recalls[name].shape != groups.codes.shape for name in names):
         raise ValueError(f"column {column!r} has {len(groups.codes)} values, expected one for each query")
     table = np.stack([recalls[name] for name in names], axis=1)
     asked = ~np.isnan(table.sum(axis=1))
-    compared = OLD in names and BRIDGED in names
-    judged_by = recalls[BRIDGED] - recalls[OLD] if compared else recalls[names[-1]]
+    compared = OLD in names and SERVED in names
+    judged_by = recalls[SERVED] - recalls[OLD] if compared else recalls[names[-1]]
     judged_by = np.where(asked, judged_by, np.nan)
 
     counts = np.bincount(groups.codes[asked], minlength=len(groups.names))
@@ -168,7 +168,7 @@ def flips_section(
     clusters: np.ndarray | None = None,
     *,
     before: str = OLD,
-    after: str = BRIDGED,
+    after: str = SERVED,
     seed: int = 0,
 ) -> FlipsSection:
     """Which queries are right in one setting and wrong in another, by recall@1.
@@ -199,8 +199,8 @@ def _row(
     bootstrap = Bootstrap(recalls, clusters, seed=seed)
     measured = {name: bootstrap.proportion(column) for column, name in enumerate(names)}
     change = retention = None
-    if OLD in names and BRIDGED in names:
-        sides = names.index(BRIDGED), names.index(OLD)
+    if OLD in names and SERVED in names:
+        sides = names.index(SERVED), names.index(OLD)
         change, retention = bootstrap.difference(*sides), bootstrap.ratio(*sides)
     return GroupRow(group, len(recalls), len(recalls) < least, measured, change, retention)
 
@@ -208,7 +208,7 @@ def _row(
 def _upper(row: GroupRow) -> float:
     if row.change:
         return row.change.high
-    return next(row.recalls[name].high for name in (BRIDGED, NEW, OLD) if name in row.recalls)
+    return next(row.recalls[name].high for name in (SERVED, NEW, OLD) if name in row.recalls)
 
 
 def _members(codes: np.ndarray, asked: np.ndarray, groups: int) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,14 @@ def rows_of(wanted: pl.Series, ids: pl.Series) -> np.ndarray:
     return rows.cast(pl.Int64).fill_null(-1).to_numpy()
 
 
-def relevance_of(kind: str, queries: EmbeddingStore, gallery: EmbeddingStore) -> Relevance:
+class Judged(NamedTuple):
+    """What is relevant, and what its reader should know of how that was found; empty where nothing."""
+
+    relevance: Relevance
+    note: str = ""
+
+
+def relevance_of(kind: str, queries: EmbeddingStore, gallery: EmbeddingStore) -> Judged:
     """Which gallery items are right for each query.
 
     Args:
@@ -31,21 +39,21 @@ def relevance_of(kind: str, queries: EmbeddingStore, gallery: EmbeddingStore) ->
 
     Raises:
         FileNotFoundError: If the table is missing.
-        ValueError: If a column is.
+        ValueError: If a column is, or more than half of the judged items are not in the gallery.
     """
     own = rows_of(queries.items["item_id"], gallery.items["item_id"])
     if kind == "item":
-        return Relevance.by_item(own)
+        return Judged(Relevance.by_item(own))
     if kind != "label":
         return _judged(Path(kind), queries, gallery)
     for store in (queries, gallery):
         if "label" not in store.items.columns:
             raise ValueError(f"relevance 'label' needs a column label, which {store.path} lacks; use 'item'")
     codes = label_codes(pl.concat(of_one_type(queries.items["label"], gallery.items["label"])))
-    return Relevance.by_label(codes[: len(own)], codes[len(own) :], own)
+    return Judged(Relevance.by_label(codes[: len(own)], codes[len(own) :], own))
 
 
-def _judged(path: Path, queries: EmbeddingStore, gallery: EmbeddingStore) -> Relevance:
+def _judged(path: Path, queries: EmbeddingStore, gallery: EmbeddingStore) -> Judged:
     if not path.is_file():
         raise FileNotFoundError(f"--relevance {path} is not 'label', 'item', 'auto' or an existing table")
     table = read_item_table(path, "query_id")
@@ -61,4 +69,17 @@ def _judged(path: Path, queries: EmbeddingStore, gallery: EmbeddingStore) -> Rel
     )
     known = (query >= 0) & (row >= 0)
     grades = table["grade"].to_numpy()[known] if "grade" in table.columns else None
-    return Relevance.by_judgement(len(queries), query[known], row[known], grades)
+    relevance, missing = (
+        Relevance.by_judgement(len(queries), query[known], row[known], grades),
+        (query >= 0) & (row < 0),
+    )
+    if not missing.any():
+        return Judged(relevance)
+    example = table["item_id"][int(np.flatnonzero(missing)[0])]
+    found = (
+        f"{int(missing.sum()):,} of {int((query >= 0).sum()):,} items judged for these queries in {path} are not in "
+        f"{gallery.path}, for example {example!r}"
+    )
+    if missing.sum() > known.sum():
+        raise ValueError(f"{found}; check that table and gallery name items alike")
+    return Judged(relevance, f"{found}: they count as if they had never been judged")

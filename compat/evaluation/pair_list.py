@@ -49,9 +49,9 @@ class PairList:
         """
         if missing := [name for name in COLUMNS if name not in table.columns]:
             raise ValueError(f"a list of pairs needs {', '.join(COLUMNS)}; found no {', '.join(missing)}")
-        same = table["same"].cast(pl.Int64, strict=False)
-        if not same.is_in([0, 1]).fill_null(False).all():
-            wrong = table["same"].filter(~same.is_in([0, 1]).fill_null(False))[0]
+        same = table["same"].cast(pl.Float64, strict=False)
+        if not same.is_in([0.0, 1.0]).fill_null(False).all():
+            wrong = table["same"].filter(~same.is_in([0.0, 1.0]).fill_null(False))[0]
             raise ValueError(f"same is 1 or 0, true or false, found {wrong!r}; repair the list of pairs")
         found = []
         for name, ids in (("item_id_a", item_ids), ("item_id_b", item_ids if other_ids is None else other_ids)):
@@ -60,6 +60,8 @@ class PairList:
                 unknown = table[name][int(np.argmax(rows < 0))]
                 raise ValueError(f"{int((rows < 0).sum())} of {len(rows)} {name} are unknown, for example {unknown!r}")
             found.append(rows)
+        if "fold" in table.columns and table["fold"].null_count():
+            raise ValueError(f"{table['fold'].null_count()} pairs have no fold; give each one, or leave the column out")
         folds = table["fold"].to_numpy() if "fold" in table.columns else None
         return cls(found[0], found[1], same.to_numpy().astype(bool), folds)
 

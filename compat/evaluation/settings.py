@@ -12,7 +12,10 @@ from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.serving import is_lifted, is_migrated, query_form
 from stores.store import EmbeddingStore
 
-_NEEDS_OLD_GALLERY = "the old gallery was not given; evaluate it, with the transformer, to compare"
+_NEEDS_OLD_GALLERY = (
+    "the old gallery was not given, so old queries have nothing to search; evaluate it, with the transformer, to "
+    "compare"
+)
 _NEEDS_OLD_QUERIES = "needs --old-queries, the same queries through the old model"
 
 

@@ -107,7 +107,8 @@ def report_sheets(report: Mapping[str, Any]) -> list[Sheet]:
     """What the exports hold: settings, bridges, groups, verification and open set, those that the report has."""
     native = (settings_sheet(report), bridges_sheet(report))
     compared = (verification_sheet(report), pair_list_sheet(report), open_set_sheet(report))
-    made = (*native, means_sheet(report), groups_sheet(report), *compared)
+    later = (backfill_sheet(report), reranked_sheet(report), approximate_sheet(report))
+    made = (*native, means_sheet(report), groups_sheet(report), *compared, old_threshold_sheet(report), *later)
     return [sheet for sheet in made if sheet]
 
 
@@ -149,6 +150,18 @@ def groups_sheet(report: Mapping[str, Any]) -> Sheet | None:
         for row in rows
     ]
     return Sheet(f"Recall@1 by {groups['column']}", str(groups["column"]), tuple(columns), tuple(lines))
+
+
+def worst_group(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row of the group that is called the worst, None where none is."""
+    groups = report.get("by_group") or {}
+    return next((row for row in groups.get("rows") or [] if row["group"] == groups.get("worst")), None)
+
+
+def surely_loses(row: Mapping[str, Any]) -> bool:
+    """Whether the whole interval of a group's change lies below zero; also where no change was measured."""
+    change = row.get("change")
+    return not change or (is_number(change.get("high")) and change["high"] < 0)
 
 
 def verification_sheet(report: Mapping[str, Any]) -> Sheet | None:

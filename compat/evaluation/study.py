@@ -44,7 +44,7 @@ class Study:
         self.queries, self.gallery, self.say = queries, gallery, say
         labelled = all("label" in store.items.columns for store in (queries, gallery))
         self.kind = relevance if relevance != "auto" else ("label" if labelled else "item")
-        self.relevance = relevance_of(self.kind, queries, gallery)
+        self.relevance, self.note = relevance_of(self.kind, queries, gallery)
         self._vectors: dict[str, np.ndarray] = {}
         if not self.asked.any():
             raise ValueError(

@@ -8,7 +8,7 @@ from io import StringIO
 from typing import Any
 
 from compat.evaluation.rows import CORRECTION, is_corrected, is_number, readable_setting, report_rows, row_reasons
-from compat.evaluation.sheets import MEASURES, shown
+from compat.evaluation.sheets import MEASURES, operating_point, shown, surely_loses, worst_group
 
 WIDTH = 120
 """Characters in a line where there is no terminal to ask."""
@@ -35,9 +35,7 @@ def format_table(report: Mapping[str, Any], *, width: int = WIDTH) -> str:
     page = StringIO()
     Console(file=page, width=width, color_system=None, force_terminal=False).print(table)
     lines = [line.rstrip() for line in page.getvalue().splitlines()]
-    if findings := [
-        line for line in (_worst_group(report), _flips(report), _confidence(report), _drift(report)) if line
-    ]:
+    if findings := [line for finding in FINDINGS if (line := finding(report))]:
         lines += ["", *(_wrapped(line, width, indent="  ") for line in findings)]
     remarks = [*([CORRECTION] if is_corrected(report) else []), *row_reasons(report)]
     if remarks := [*remarks, *map(str, report.get("notes") or [])]:
@@ -45,7 +43,7 @@ def format_table(report: Mapping[str, Any], *, width: int = WIDTH) -> str:
     verdict = report["verdict"]
     decision = str(verdict["decision"]).replace("_", " ")
     lines += ["", _wrapped(f"Verdict: {decision}. {verdict['reason']}", width)]
-    if verdict.get("needed"):
+    if verdict.get("needed") and verdict["needed"] not in verdict["reason"]:
         lines += [_wrapped(f"To settle it: {verdict['needed']}", width)]
     return "\n".join(lines) + "\n"
 
@@ -63,16 +61,53 @@ def _worst_group(report: Mapping[str, Any]) -> str:
     rows = groups.get("rows")
     if not rows:
         return ""
-    row = next((row for row in rows if row["group"] == groups.get("worst")), None)
+    row = worst_group(report)
     if row is None:
         return f"Worst group: no {groups['column']} has queries enough to be called the worst"
     before, after = (shown(row.get(key))[0] for key in ("old_to_old", "transformed"))
     few = ", few" if row.get("small") else ""
     change = _number(row.get("change"), "signed")
+    first = "Worst group" if surely_loses(row) else "No group surely loses; the worst"
     return (
-        f"Worst group: {groups['column']} {row['group']} ({row['queries']:,} queries{few}), "
+        f"{first}: {groups['column']} {row['group']} ({row['queries']:,} queries{few}), "
         f"recall@1 {before} before, {after} after, change {change}"
     )
+
+
+def _means(report: Mapping[str, Any]) -> str:
+    found = (report.get("means") or {}).get("recall_at_1") or {}
+    listed = ", ".join(f"{readable_setting(name)} {shown(value)[0]}" for name, value in found.items())
+    return f"Gallery of means, recall@1: {listed}" if listed else ""
+
+
+def _verification(report: Mapping[str, Any]) -> str:
+    """TAR at the lowest FAR that every setting can tell of."""
+    settings = (report.get("verification") or {}).get("settings") or {}
+    points = {
+        name: {point["far"]: point["tar"] for point in setting["tar_at_far"] if point.get("tar")}
+        for name, setting in settings.items()
+    }
+    common = set.intersection(*map(set, points.values())) if points else set()
+    if not common:
+        return ""
+    listed = ", ".join(f"{readable_setting(name)} {shown(found[min(common)])[0]}" for name, found in points.items())
+    return f"Verification, TAR at FAR {operating_point(min(common))}: {listed}"
+
+
+def _pair_list(report: Mapping[str, Any]) -> str:
+    settings = (report.get("pair_list") or {}).get("settings") or {}
+    found = {readable_setting(name): values["accuracy"]["mean"] for name, values in settings.items()}
+    listed = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in found.items())
+    return f"Accuracy on the list of pairs: {listed}" if listed else ""
+
+
+def _approximate(report: Mapping[str, Any]) -> str:
+    rows = [row for row in report.get("approximate") or [] if row["setting"] == "transformed"]
+    listed = ", ".join(
+        f"{row['factory']} recall@1 {shown(row['recall_at_1'])[0]} ({row['agreement']:.0%} of the exact neighbours)"
+        for row in rows
+    )
+    return f"Approximate indexes, transformed: {listed}" if listed else ""
 
 
 def _flips(report: Mapping[str, Any]) -> str:
@@ -100,3 +135,6 @@ def _number(value: Mapping[str, Any] | None, style: Any = "number") -> str:
 
 def _wrapped(text: str, width: int, indent: str = "") -> str:
     return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
+FINDINGS = (_worst_group, _flips, _means, _verification, _pair_list, _approximate, _confidence, _drift)

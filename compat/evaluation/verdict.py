@@ -31,17 +31,19 @@ class WorstGroup:
 
 
 @dataclass(frozen=True)
-class BackfillCurve:
+class BackfillStages:
     """Recall@1 as a rising share of the gallery is re-embedded behind the bridge.
 
     Attributes:
         fractions: Rising from 0 to 1, [n].
         recall_at_1: At each of them, [n].
+        target: Old-to-old recall@1 on the same queries, which may be a sample; None where it was not measured.
         order: What is re-embedded first, for example `per identity`.
     """
 
     fractions: tuple[float, ...]
     recall_at_1: tuple[float, ...]
+    target: float | None = None
     order: str = ""
 
     def first(self, target: float, limits: VerdictLimits, rows: int | None) -> float:
@@ -55,7 +57,7 @@ class BackfillCurve:
                 limits.worth(r) - limits.cost(rows * f) for f, r in zip(self.fractions, self.recall_at_1, strict=True)
             ]
             return self.fractions[worth.index(max(worth))]
-        wanted = min(target, self.recall_at_1[-1])
+        wanted = min(target if self.target is None else self.target, self.recall_at_1[-1])
         below = [i for i, recall in enumerate(self.recall_at_1) if recall < wanted]
         return self.fractions[below[-1] + 1 if below else 0]
 
@@ -92,7 +94,7 @@ class Evidence:
     constant_answer: float = 0.0
     gallery_rows: int | None = None
     worst_group: WorstGroup | None = None
-    backfill: BackfillCurve | None = None
+    backfill: BackfillStages | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def decide(evidence: Evidence, limits: VerdictLimits | None = None) -> Verdict:
     2. A new model that is surely worse than the old: keep the old one; a bridge cannot carry what is not there.
     3. The bridge is served (`bridge_queries` or `migrate_gallery`) if it surely beats the constant answer, keeps the
        floor of retention as measured and the assured share without doubt, and surely loses no more recall than is
-       tolerated; `bridge_and_backfill` if it may lose more than that, if a group is surely below its own floor, or if
-       re-embedding the rest pays.
+       tolerated; `bridge_and_backfill` if it may lose more than that (unless no part of re-embedding is worth its
+       price), if a group is surely below its own floor, or if re-embedding the rest pays.
     4. Retention surely below the floor, or a bridge no better than the constant answer: do not serve it. `re_embed`, if
        the new model is surely better, or unmeasured; else `keep_old`, because re-embedding costs and is not shown to
        gain. Likewise if the gain is worth less than its price.
@@ -196,7 +198,7 @@ def _decide(e: Evidence, limits: VerdictLimits) -> Verdict:
         width = e.retention.value - e.retention.low if good else e.retention.high - e.retention.value
         spans = f"that interval spans the limit of {limit:.0%}"
     needed = _more(e, gap, width)
-    return _missing(f"The bridge {kept} ({against}); {spans}: evaluate more {e.unit}, {needed}.", needed)
+    return _missing(f"The bridge {kept} ({against}); {spans}: evaluate {needed}.", needed)
 
 
 def _serve(e: Evidence, limits: VerdictLimits, gain: Interval, kept: str) -> Verdict:
@@ -214,7 +216,8 @@ def _serve(e: Evidence, limits: VerdictLimits, gain: Interval, kept: str) -> Ver
             f"group first.{first}",
             backfill_first=share,
         )
-    if gain.low < -limits.tolerated_loss:
+    alone, unpaid = gain.low >= -limits.tolerated_loss, _unpaid(e, limits, share)
+    if not alone and not unpaid:
         lost = gain.value + limits.tolerated_loss  # how far the measured loss is from what is tolerated
         needed = _more(e, lost, gain.value - gain.low) if lost > 0 else ""
         why = f"whether it can stand alone takes {needed}" if needed else "worth replacing"
@@ -225,7 +228,7 @@ def _serve(e: Evidence, limits: VerdictLimits, gain: Interval, kept: str) -> Ver
             needed,
             backfill_first=share,
         )
-    if e.new_to_new and e.gallery_rows and limits.priced:
+    if alone and e.new_to_new and e.gallery_rows and limits.priced:
         left, price = e.new_to_new.value - e.transformed.value, limits.cost(e.gallery_rows)
         if limits.worth(left) > price and e.model_gain and e.model_gain.low > 0:
             return Verdict(
@@ -235,8 +238,22 @@ def _serve(e: Evidence, limits: VerdictLimits, gain: Interval, kept: str) -> Ver
                 backfill_first=share,
             )
     if e.direction == "new-to-old":
-        return Verdict("bridge_queries", f"Mapping new queries into the old gallery {kept}: serve the bridge.")
-    return Verdict("migrate_gallery", f"The migrated gallery {kept}: switch to it.")
+        reason = f"Mapping new queries into the old gallery {kept}: serve the bridge."
+        return Verdict("bridge_queries", reason + unpaid)
+    return Verdict("migrate_gallery", f"The migrated gallery {kept}: switch to it.{unpaid}")
+
+
+def _unpaid(e: Evidence, limits: VerdictLimits, share: float | None) -> str:
+    """Why no part of the gallery is worth re-embedding at its price; empty where some is, or no price is known."""
+    if not (limits.priced and e.new_to_new and e.transformed and e.gallery_rows):
+        return ""
+    left, price = e.new_to_new.value - e.transformed.value, limits.cost(e.gallery_rows)
+    if share or (share is None and limits.worth(left) > price):
+        return ""
+    return (
+        f" Re-embedding is not worth its price: {left:+.3f} of recall@1 are worth {limits.worth(left):,.0f} and cost "
+        f"{price:,.0f}."
+    )
 
 
 def _refuse(e: Evidence, limits: VerdictLimits, kept: str) -> Verdict:
@@ -244,7 +261,9 @@ def _refuse(e: Evidence, limits: VerdictLimits, kept: str) -> Verdict:
     gain = e.model_gain
     if gain is None:
         return Verdict(
-            "re_embed", f"{kept}: re-embed the gallery, or stay with the old model where the originals are gone."
+            "re_embed",
+            f"{kept}: re-embed the gallery, or stay with the old model where the originals are gone. What re-embedding "
+            "gains was not measured; --new-gallery would show it.",
         )
     if gain.low <= 0:
         needed = _more(e, gain.value, gain.value - gain.low) if gain.value > 0 else ""
@@ -279,10 +298,10 @@ def _more(e: Evidence, gap: float, width: float) -> str:
     """
     times = (width / gap) ** 2 if gap else math.inf
     if times > MOST_TIMES:
-        return f"more than {MOST_TIMES * e.groups:,} {e.unit}, for it is on the limit"
+        return f"more than {MOST_TIMES * e.groups:,} {e.unit} in all, for it is on the limit"
     needed = max(times * e.groups, e.groups + 1.0)
     unit = 10 ** max(math.floor(math.log10(needed)) - 1, 0)
-    return f"about {math.ceil(needed / unit) * unit:,} {e.unit}"
+    return f"about {math.ceil(needed / unit) * unit:,} {e.unit} in all"
 
 
 def _percent(interval: Interval) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from compat.evaluation.reached import DRAWS, Reached, identity_draws, reached_at
+from compat.evaluation.record import OLD
 from compat.evaluation.searched import Searched, continued, mate_counts
 from compat.metrics.score_histogram import OnPairs, ScoreHistogram, cross_histogram
 from compat.metrics.verification import ErrorCurve, KeptThreshold, OperatingPoint, keep_threshold, unsupported
 
-OLD = "old_to_old"
 FARS = (1e-2, 1e-3, 1e-4, 1e-6)
 KEPT_FAR = 1e-3
 """Where the old system's threshold is set, if its pairs allow."""

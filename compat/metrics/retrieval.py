@@ -269,12 +269,16 @@ def first_ranks(ranks: np.ndarray, relevance: Relevance) -> np.ndarray:
     return np.where(relevance.counts > 0, first, np.nan)
 
 
-def cmc(ranks: np.ndarray, relevance: Relevance, depth: int) -> np.ndarray:
+def cmc(first: np.ndarray, depth: int) -> np.ndarray:
     """Cumulative match characteristic: share of queries with a relevant row at rank 1, 2, ... `depth`, float64 [depth].
 
-    Queries without a relevant row are left out; NaN where all are. Defined in ISO/IEC 19795-1.
+    Args:
+        first: Rank of each query's first relevant row, floats [q] (`first_ranks`). NaN is left out.
+        depth: How far down.
+
+    Returns:
+        NaN where no query has a relevant row. Defined in ISO/IEC 19795-1.
     """
-    first = first_ranks(ranks, relevance)
     first = first[~np.isnan(first)]
     if not len(first):
         return np.full(depth, np.nan)

@@ -65,9 +65,10 @@ class ApproximateIndex:
         self._require(vectors, "gallery")
         try:
             self._index.train(comparable_rows(vectors, self._similarity))  # pyright: ignore[reportCallIssue]
-        except RuntimeError:
+        except RuntimeError as error:
             raise ValueError(
-                f"{len(vectors)} vectors are too few to train {self._factory!r}; give more, or ask for fewer cells"
+                f"{len(vectors)} vectors of {vectors.shape[1]} dimensions cannot train {self._factory!r}; give more, "
+                f"or ask for fewer cells or dimensions ({_said(error)})"
             ) from None
 
     def add(self, vectors: np.ndarray) -> None:
@@ -79,7 +80,10 @@ class ApproximateIndex:
         self._require(vectors, "gallery")
         if not self._index.is_trained:
             raise ValueError(f"an index {self._factory!r} is trained before vectors are added; call train")
-        self._index.add(comparable_rows(vectors, self._similarity))  # pyright: ignore[reportCallIssue]
+        try:
+            self._index.add(comparable_rows(vectors, self._similarity))  # pyright: ignore[reportCallIssue]
+        except RuntimeError as error:
+            raise ValueError(f"an index {self._factory!r} takes no plain vectors: {_said(error)}") from None
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """About the k rows most similar to each query.
@@ -105,6 +109,11 @@ class ApproximateIndex:
                 f"{role} vectors are {list(vectors.shape)}, expected [n, {self._index.d}] as the index has"
             )
         require_finite(vectors, role)
+
+
+def _said(error: RuntimeError) -> str:
+    """What FAISS complains of, without the place in its source."""
+    return str(error).strip().rsplit("failed:", 1)[-1].strip()[:200]
 
 
 def recall_against(exact_rows: np.ndarray, found_rows: np.ndarray) -> np.ndarray:
