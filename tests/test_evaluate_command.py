@@ -122,6 +122,7 @@ def test_everything_at_once(folder, world, evaluate, tmp_path, judged):
     assert report["drift"]["verdict"] in ("as_fitted", "drifted", "too_few")
     assert report["confidence"]["abstained"][0] == 0
     assert report["confidence"]["recall_at_1"][0]["value"] == pytest.approx(exact)
+    assert any("set the threshold anew: the old one" in note for note in report["notes"])  # corrected scores are lower
     for name in ("report.html", "tables.csv", "tables.md", "tables.tex"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert "Worst group: camera" in captured.out or "No group surely loses; the worst: camera" in captured.out
@@ -257,3 +258,66 @@ def test_drift_and_backfill_order_need_what_they_are_about(folder, evaluate, tmp
     code, _, captured = evaluate(*given)
     assert code == 2
     assert "must name every item" in captured.err
+
+
+def test_what_has_no_label_is_neither_mate_nor_impostor(folder, world, evaluate, tmp_path):
+    rng = np.random.default_rng(5)
+    known = {"queries": rng.random(PEOPLE) < 0.6, "gallery": rng.random(PEOPLE * (PICTURES - 1)) < 0.7}
+    for part, rows in (("queries", np.flatnonzero(ASKED)), ("gallery", np.flatnonzero(~ASKED))):
+        for model in ("old", "new"):
+            order = rng.permutation(len(rows)) if (part, model) == ("gallery", "new") else np.arange(len(rows))
+            for name, some in (("null", np.ones(len(rows), bool)), ("known", known[part])):
+                here = order[some[order]]
+                labels = [int(world.labels[rows[i]]) if known[part][i] else None for i in here]
+                ids, vectors = [f"i{rows[i]}" for i in here], getattr(world, model)[rows[here]]
+                write_store(tmp_path / f"{name}-{part}-{model}", vectors, name=model, ids=ids, labels=labels)
+    reports = {}
+    for name in ("null", "known"):
+        stores = ("--old-queries", tmp_path / f"{name}-queries-old", "--new-gallery", tmp_path / f"{name}-gallery-new")
+        given = (*stores, "--transformer", folder / "plain", "--means", "yes", "--backfill", "no")
+        gallery, queries = (tmp_path / f"{name}-{part}" for part in ("gallery-old", "queries-new"))
+        code, reports[name], captured = evaluate(*given, gallery=gallery, queries=queries, out=name)
+        assert code == 0, captured.err
+    for section in ("verification", "open_set", "means"):
+        assert reports["null"][section] == reports["known"][section]
+    unknown = (int((~known["queries"]).sum()), int((~known["gallery"]).sum()))
+    said = f"{unknown[0]} queries and {unknown[1]} gallery items have no label"
+    assert any(said in note for note in reports["null"]["notes"])
+    assert not any("have no label" in note for note in reports["known"]["notes"])
+
+
+@pytest.mark.parametrize("name", ["back", "forth"])
+def test_a_gallery_migrated_with_its_correction_is_backfilled_as_the_old_one_is(folder, evaluate, tmp_path, name):
+    from compat.migration.run import migrate_gallery
+    from compat.transformers.artefact import load_transformer
+
+    transformer = load_transformer(folder / name)
+    migrate_gallery(str(folder / "gallery-old"), transformer, str(tmp_path / "migrated"))
+    given = ("--new-gallery", folder / "gallery-new", "--transformer", folder / name, "--verification", "no")
+    code, report, captured = evaluate(*given, gallery=tmp_path / "migrated", out="migrated")
+    assert code == 0, captured.err
+    _, direct, _ = evaluate(*given, out="direct")
+    for order in ("random", "per_identity"):
+        moved, straight = (found["backfill"]["orders"][order]["area"] for found in (report, direct))
+        assert moved == pytest.approx(straight, abs=1e-3)
+    if name == "back":
+        code, report, captured = evaluate(*given[:2], gallery=tmp_path / "migrated", out="alone")
+        assert code == 0, captured.err
+        assert "pass its --transformer" in report["backfill"]["reason"]
+
+
+def test_judgements_of_items_that_are_not_there_are_told_or_refused(folder, evaluate, tmp_path):
+    asked = np.flatnonzero(ASKED)
+    rows = [(f"i{row}", f"i{row + step}") for row in asked for step in (1, 2, 3)]
+    for name, share in (("some", 3), ("most", 1)):
+        table = [(query, item if number % 4 >= 4 - share else f"x{item}") for number, (query, item) in enumerate(rows)]
+        columns = dict(zip(("query_id", "item_id"), zip(*table, strict=True), strict=True))
+        pl.DataFrame({name: list(values) for name, values in columns.items()}).write_csv(tmp_path / f"{name}.csv")
+    given = ("--transformer", folder / "plain", "--old-queries", folder / "queries-old", "--relevance")
+    code, report, captured = evaluate(*given, tmp_path / "some.csv")
+    assert code == 0, captured.err
+    missing = sum(number % 4 < 1 for number in range(len(rows)))
+    assert any(f"{missing} of {len(rows)} items judged" in note for note in report["notes"])
+    code, _, captured = evaluate(*given, tmp_path / "most.csv")
+    assert code == 2
+    assert "check that table and gallery name items alike" in captured.err

@@ -128,6 +128,9 @@ def test_costs_weigh_the_gain_against_the_bill():
     assert [decide(served, limits).decision for limits in (dear, cheap)] == ["bridge_queries", "bridge_and_backfill"]
     assert [decide(poor, limits).decision for limits in (dear, cheap)] == ["keep_old", "re_embed"]
     assert "worth 150 and cost 100" in decide(served, cheap).reason
+    losing = evidence(bridge=0.85)  # loses more than is tolerated, and 10 points are still to be had
+    assert [decide(losing, limits).decision for limits in (dear, cheap)] == ["bridge_queries", "bridge_and_backfill"]
+    assert "+0.100 of recall@1 are worth 100 and cost 100" in decide(losing, dear).reason
 
 
 def test_how_much_to_backfill_first():
