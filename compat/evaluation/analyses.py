@@ -14,10 +14,10 @@ from compat.evaluation.confidence import ConfidenceSection, confidence_section
 from compat.evaluation.gallery_means import GalleryMeans, gallery_means
 from compat.evaluation.groups import FlipsSection, GroupsSection, flips_section, groups_section
 from compat.evaluation.judgements import rows_of
-from compat.evaluation.labelled import labelled
+from compat.evaluation.labelled import Labelled, labelled
 from compat.evaluation.openset import OpenSetSection, open_set_section
 from compat.evaluation.pair_list import PairList, PairListSection, pair_list_section
-from compat.evaluation.record import MEASURES, NAIVE, NEW, OLD, SERVED
+from compat.evaluation.record import MEASURES, NAIVE, NEW, OLD, SERVED, UNCORRECTED
 from compat.evaluation.searched import Searched
 from compat.evaluation.settings import Settings
 from compat.evaluation.study import Study
@@ -165,7 +165,7 @@ def analyse(
         confidence = confidence_section(strangeness, recalls[SERVED][study.asked], kin, score=score, seed=seed)
     if known and options.means:
         study.say("the gallery of means")
-        means = gallery_means(*known, seed=seed)
+        means = gallery_means(*_with_plain_map(study, settings, known), seed=seed)
     if known and _every_pair(options.verification, study):
         study.say("verification, every query with every item")
         verification = verification_section(*known, seed=seed)
@@ -192,6 +192,15 @@ def analyse(
             for row in [_approximate(study, name, compared[name], factory, seed)]
         ),
     )
+
+
+def _with_plain_map(study: Study, settings: Settings, known: Labelled) -> Labelled:
+    """The map without its correction, which is made for single items and not for means of them."""
+    if UNCORRECTED not in settings.searches:
+        return known
+    names = [UNCORRECTED if name == SERVED else name for name in known.settings]
+    plain = labelled(study, {name: settings.searches[name] for name in names})
+    return plain or known
 
 
 def _every_pair(wanted: Wanted, study: Study) -> bool:
