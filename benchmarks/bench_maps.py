@@ -340,7 +340,9 @@ def main(argv: list[str] | None = None) -> None:
             run(data, options, cells)
     about = "\n".join(f"- {data.name}: {data.about}" for data in chosen)
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    text = f"{about}\n\nThreads: {threads}.\n\n" + report(cells.of([data.name for data in chosen]), [*PEERS], [*OURS])
+    timed = f"Threads: {threads}; a fit is timed in CPU seconds, of the cells where they were kept."
+    tables = report(cells.of([data.name for data in chosen]), [*PEERS], [*OURS])
+    text = f"{about}\n\n{timed}\n\n{tables}"
     packages = ["numpy", "torch", *(p for p in ("scikit-learn", "isotrieve", "vectormigrate") if _has(p))]
     command = "python benchmarks/bench_maps.py" + (" --data DIR" if options.data else "")
     publish("maps", command, text, packages, save=options.save)

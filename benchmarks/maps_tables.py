@@ -133,7 +133,7 @@ def _references(results: Results) -> str:
 def _verdicts(results: Results, peers: Sequence[str], ours: Sequence[str], direction: str, query_set: str) -> str:
     measured = [name for name in ours if any(results.cell(pairs, direction, name) for pairs in results.sizes)]
     rows = []
-    for measure in ("recall_at_1", "overlap_at_10"):
+    for measure in ("recall_at_1", "mean_reciprocal_rank", "overlap_at_10"):
         for pairs in results.sizes:
             best = best_of(results, peers, pairs, direction, query_set, measure)
             if best is None:
