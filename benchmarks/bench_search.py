@@ -243,7 +243,7 @@ def others_table() -> str:
     """Our measures beside those of pytorch-metric-learning's calculator, on labelled vectors."""
     if find_spec("pytorch_metric_learning") is None:
         return "pytorch-metric-learning is not installed (`pip install '.[bench]'`): not compared."
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator  # pyright: ignore[reportMissingImports]
 
     centres = unit_vectors(60, 64, 6)
     generator = np.random.default_rng(7)
