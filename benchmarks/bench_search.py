@@ -243,7 +243,7 @@ def others_table() -> str:
     """Our measures beside those of pytorch-metric-learning's calculator, on labelled vectors."""
     if find_spec("pytorch_metric_learning") is None:
         return "pytorch-metric-learning is not installed (`pip install '.[bench]'`): not compared."
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator  # pyright: ignore[reportMissingImports]
+    import pytorch_metric_learning.utils.accuracy_calculator as peer  # pyright: ignore[reportMissingImports]
 
     centres = unit_vectors(60, 64, 6)
     generator = np.random.default_rng(7)
@@ -257,7 +257,7 @@ def others_table() -> str:
         "mean_average_precision": "average_precision",
         "mean_reciprocal_rank": "reciprocal_rank",
     }
-    calculator = AccuracyCalculator(include=tuple(names), k=len(gallery), device=torch.device("cpu"))
+    calculator = peer.AccuracyCalculator(include=tuple(names), k=len(gallery), device=torch.device("cpu"))
     theirs = calculator.get_accuracy(queries, query_labels, gallery, labels)
     relevance = Relevance.by_label(query_labels, labels, np.full(len(queries), -1))
     ours = retrieval_scores(relevant_ranks(queries, ArrayRows(gallery), relevance), relevance)
