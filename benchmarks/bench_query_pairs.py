@@ -89,11 +89,17 @@ def main() -> None:
     table = []
     for (kind, name), results in found.items():
         cells = [estimate(column) for column in zip(*results, strict=True)]
-        table.append([kind, name, *map(str, cells)])
-    text = markdown(["queries", "search", "recall@1", "MRR"], table)
+        without = found.get((kind, f"{name.split(',')[0]}, 0 query pairs"))
+        gains = ["", ""]
+        if without and without is not results:
+            gains = [str(estimate(column)) for column in (np.array(results) - np.array(without)).T]
+        table.append([kind, name, *map(str, cells), *gains])
+    header = ["queries", "search", "recall@1", "MRR", "recall@1 gained by them", "MRR gained"]
+    text = markdown(header, table)
     text += (
         f"\n\n{options.transformer} with hubness correction {options.correction}, {options.documents} pairs of "
-        f"documents, a gallery of {options.gallery} others, {options.seeds} seeds; ± is half of a 95% t interval."
+        f"documents, a gallery of {options.gallery} others, {options.seeds} seeds; ± is half of a 95% t interval; gains "
+        "are paired by seed."
     )
     command = (
         f"python benchmarks/bench_query_pairs.py --data DIR --documents {options.documents} --gallery "
