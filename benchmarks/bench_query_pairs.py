@@ -98,8 +98,8 @@ def main() -> None:
     text = markdown(header, table)
     text += (
         f"\n\n{options.transformer} with hubness correction {options.correction}, {options.documents} pairs of "
-        f"documents, a gallery of {options.gallery} others, {options.seeds} seeds; ± is half of a 95% t interval; gains "
-        "are paired by seed."
+        f"documents, a gallery of {options.gallery} others, {options.seeds} seeds; ± is half of a 95% t interval; "
+        "gains are paired by seed."
     )
     command = (
         f"python benchmarks/bench_query_pairs.py --data DIR --documents {options.documents} --gallery "

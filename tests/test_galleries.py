@@ -60,10 +60,11 @@ def contents(folder):
 
 class Contract:
     name: str
+    scheme: str | None = None  # where the name's ending does not tell
 
     @pytest.fixture
     def uri(self, tmp_path):
-        return str(tmp_path / "there" / self.name)
+        return f"{self.scheme + ':' if self.scheme else ''}{tmp_path / 'there' / self.name}"
 
     @pytest.mark.parametrize("ids", [str, int])
     @pytest.mark.parametrize("stop", [1, 50])
@@ -454,6 +455,27 @@ class TestFaiss(Contract):
         target.close()
 
 
+class TestArrow(Contract):
+    name = "gallery.feather"
+
+
+class TestNpz(Contract):
+    name = "gallery.npz"
+
+
+class TestCsv(Contract):
+    name = "gallery.csv"
+
+
+class TestCsvWithLists(Contract):
+    name = "gallery.csv"
+    scheme = "csv+json"
+
+
+class TestHdf5(Contract):
+    name = "gallery.h5"
+
+
 @pytest.mark.parametrize("name", ["gallery.npy", "gallery.parquet", "gallery.faiss"])
 @pytest.mark.parametrize("step", ["stores.galleries.card.GalleryCard.write", "shutil.rmtree", "pathlib.Path.replace"])
 def test_a_run_that_dies_within_finish_can_be_run_again(tmp_path, monkeypatch, name, step):
@@ -483,8 +505,8 @@ def test_a_run_that_dies_within_finish_can_be_run_again(tmp_path, monkeypatch, n
 
 
 def test_every_engine_keeps_the_contract():
-    tested = {locate(kind.name)[0] for kind in Contract.__subclasses__()}
-    assert tested == set(GALLERIES) == {*ENDINGS.values(), "zarr"}
+    tested = {kind.scheme or locate(kind.name)[0] for kind in Contract.__subclasses__()}
+    assert tested == set(GALLERIES) == {*ENDINGS.values(), "zarr", "csv+json"}
 
 
 @pytest.mark.parametrize(

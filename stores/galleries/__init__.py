@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from stores.durable import sha256_of
-from stores.galleries import faiss_index, npy, parquet, zarr_store
+from stores.galleries import arrow, csv_json, csv_table, faiss_index, hdf5, npy, npz, parquet, zarr_store
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
 from stores.space import EmbeddingSpace
@@ -25,12 +25,29 @@ __all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "digest", "
 GALLERIES: dict[str, GalleryEngine] = {
     "zarr": zarr_store,
     "npy": npy,
+    "npz": npz,
     "parquet": parquet,
+    "arrow": arrow,
+    "csv": csv_table,
+    "csv+json": csv_json,
+    "hdf5": hdf5,
     "faiss": faiss_index,
 }
 """The engines by the scheme of their URIs."""
 
-ENDINGS = {".npy": "npy", ".parquet": "parquet", ".faiss": "faiss", ".index": "faiss"}
+ENDINGS = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".csv": "csv",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".faiss": "faiss",
+    ".index": "faiss",
+}
 """Which scheme a bare path with such an ending stands for."""
 
 
