@@ -1,11 +1,18 @@
 """One contract that every gallery engine keeps, and what is particular to each."""
 
+import csv
+import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -31,7 +38,7 @@ def rows(start, stop, *, ids=str, dim=5):
 DTYPES = {str: pl.String, int: pl.Int64}
 
 
-def written(uri, stop, *, ids=str, step=7, space=SPACE, provenance=ORIGIN):
+def written(uri, stop, *, ids: Any = str, step=7, space=SPACE, provenance=ORIGIN):
     target = open_target(uri, space, provenance)
     for start in range(target.rows_committed, stop, step):
         target.write(rows(start, min(start + step, stop), ids=ids, dim=space.dim))
@@ -455,28 +462,340 @@ class TestFaiss(Contract):
         target.close()
 
 
+def refused(uri, content, *, error=ValueError):
+    """What is said of a file of these bytes, opened and read to its end."""
+    Path(locate(uri)[1]).write_bytes(content)
+    with pytest.raises(error) as caught:
+        read(open_source(uri))
+    assert locate(uri)[1] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 class TestArrow(Contract):
     name = "gallery.feather"
+
+    def test_polars_reads_it(self, uri):
+        written(uri, 9)
+        table = pl.read_ipc(uri)
+        assert table.schema["vector"] == pl.Array(pl.Float32, 5)
+        assert table.drop("vector").equals(rows(0, 9).items)
+        np.testing.assert_array_equal(table["vector"].to_numpy(), rows(0, 9).vectors)
+
+    @pytest.mark.parametrize("compression", ["uncompressed", "lz4", "zstd"])
+    @pytest.mark.parametrize("kind", [pl.Array(pl.Float64, 2), pl.List(pl.Float32)])
+    def test_foreign_tables_are_numbered(self, tmp_path, compression, kind):
+        table = pl.DataFrame({"vector": [[1.0, 2], [3, 4], [5, 6]], "n": [7, 8, 9]}, schema_overrides={"vector": kind})
+        table.write_ipc(tmp_path / "old.ipc", compression=compression, record_batch_size=2)
+        source = open_source(str(tmp_path / "old.ipc"))
+        assert (source.space, source.dim, len(source)) == (None, 2, 3)
+        found = read(source, 2)
+        assert found.items.to_dict(as_series=False) == {"item_id": [0, 1, 2], "n": [7, 8, 9]}
+        np.testing.assert_array_equal(found.vectors, table["vector"].to_list())
+
+    def test_refuses_what_is_no_table_of_vectors(self, tmp_path):
+        uri = str(tmp_path / "old.arrow")
+
+        def saved(vectors, **types):
+            buffer = io.BytesIO()
+            pl.DataFrame({"vector": vectors}, **types).write_ipc(buffer)
+            return buffer.getvalue()
+
+        assert "no Arrow IPC file" in refused(uri, b"dear" * 100)
+        assert "no Arrow IPC file" in refused(uri, b"")
+        assert "row 1 " in refused(uri, saved([[1.0, 2], [3], [5, 6]]))
+        assert "vectors of 0 floats" in refused(uri, saved([[], []], schema={"vector": pl.Array(pl.Float32, 0)}))
+        assert "Int64" in refused(uri, saved([1, 2]))
+        whole = saved([[1.0, 2.0], [3.0, 4.0]])
+        for cut in range(8, len(whole) - 1, 37):
+            assert "cannot be read" in refused(uri, whole[:cut], error=DamagedStore)
+
+    def test_flipped_bits_of_a_foreign_file_are_one_line_or_still_a_table(self, tmp_path):
+        path, draw, told = tmp_path / "old.arrow", np.random.default_rng(0), []
+        table = pl.DataFrame({"vector": pl.Series(rows(0, 20).vectors, dtype=pl.Array(pl.Float32, 5))})
+        table.write_ipc(path, compression="zstd", record_batch_size=7)
+        whole = path.read_bytes()
+        for place in draw.integers(0, 8 * len(whole), 300):
+            spoilt = bytearray(whole)
+            spoilt[place // 8] ^= 1 << place % 8
+            path.write_bytes(spoilt)
+            try:
+                read(open_source(str(path)))
+            except ValueError as error:
+                told.append(str(error))
+        assert len(told) > 20
+        assert all(str(path) in line and "\n" not in line for line in told)
 
 
 class TestNpz(Contract):
     name = "gallery.npz"
 
+    def test_numpy_reads_it(self, uri):
+        written(uri, 9, ids=int)
+        with np.load(uri, allow_pickle=False) as arrays:
+            assert sorted(arrays) == ["item_id", "label", "vectors"]
+            assert arrays["vectors"].dtype == np.float32
+            np.testing.assert_array_equal(arrays["vectors"], rows(0, 9).vectors)
+            np.testing.assert_array_equal(arrays["item_id"], np.arange(9))
+            assert arrays["label"].tolist() == rows(0, 9).items["label"].to_list()
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
+    def test_foreign_archives(self, tmp_path, save, dtype):
+        array = np.random.default_rng(0).normal(size=(20, 3)).astype(dtype)
+        save(tmp_path / "old.npz", array, item_id=np.arange(-5, 15, dtype=">i8"), other=np.zeros(3), name=["é"] * 20)
+        source = open_source(str(tmp_path / "old.npz"))
+        assert (source.space, source.dim, source.provenance) == (None, 3, {})
+        found = read(source, 6, 4)
+        assert found.items.to_dict(as_series=False) == {"item_id": list(range(-1, 15)), "name": ["é"] * 16}
+        np.testing.assert_array_equal(found.vectors, array[4:].astype(np.float32))
+
+    def test_refuses_what_is_hostile(self, tmp_path):
+        uri = str(tmp_path / "old.npz")
+
+        def saved(**arrays):
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            return buffer.getvalue()
+
+        def zipped(name, content, kind=zipfile.ZIP_DEFLATED):
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w", kind) as archive:
+                archive.writestr(name, content)
+            return buffer.getvalue()
+
+        def array_of(header, values=b""):
+            return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + values
+
+        vectors = rows(0, 20).vectors
+        assert "pickled objects" in refused(uri, saved(vectors=vectors, item_id=np.array([{}] * 20)))
+        assert "'../../evil.npy'" in refused(uri, zipped("../../evil.npy", b""))
+        assert "'/evil.npy'" in refused(uri, zipped("/evil.npy", b""))
+        assert "'evil.sh'" in refused(uri, zipped("evil.sh", b""))
+        assert "claims to hold" in refused(uri, zipped("vectors.npy", bytes(200 * 2**20)))
+        huge = "{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999, 512)}"
+        assert "not as long as its header says" in refused(uri, zipped("vectors.npy", array_of(huge)))
+        assert "cannot be read" in refused(uri, zipped("vectors.npy", array_of("(" * 5000)))
+        long = b"\x93NUMPY\x02\x00\xff\xff\xff\xff{"
+        assert "another version" in refused(uri, zipped("vectors.npy", long))
+        assert "column by column" in refused(uri, saved(vectors=np.asfortranarray(vectors)))
+        assert "2 of them floats" in refused(uri, saved(a=vectors, b=vectors))
+        assert "0 of them floats" in refused(uri, saved(vectors=vectors.astype(int)))
+        assert "cannot be read" in refused(uri, pickle.dumps([1]), error=DamagedStore)
+        whole = saved(vectors=vectors)
+        place = whole.index(vectors[7].tobytes()) + 3
+        refused(uri, whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :], error=DamagedStore)
+        for cut in range(0, len(whole) - 1, 29):
+            refused(uri, whole[:cut], error=DamagedStore)
+
 
 class TestCsv(Contract):
     name = "gallery.csv"
+
+    def test_the_csv_module_reads_it(self, uri):
+        written(uri, 9)
+        with Path(uri).open(newline="") as file:
+            header, *fields = csv.reader(file)
+        assert header == ["item_id", "label", *(f"vector_{i}" for i in range(5))]
+        assert [row[:2] for row in fields] == [list(row) for row in rows(0, 9).items.rows()]
+        found = np.array([row[2:] for row in fields]).astype(np.float32)
+        np.testing.assert_array_equal(found, rows(0, 9).vectors)
+
+    @pytest.mark.parametrize("block", [16, 100, 2**24])
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_foreign_columns(self, tmp_path, monkeypatch, block, end):
+        monkeypatch.setattr("stores.galleries.csv_blocks._BLOCK_BYTES", block)
+        lines = ["dim1,name,dim2,item_id", '0.5,"a\n""b"",c",-1e-3,7', '"1",,2,-9223372036854775808', "3,x,4,0", ""]
+        (tmp_path / "old.csv").write_bytes(b"\xef\xbb\xbf" + end.join(lines).encode() + end.encode())
+        source = open_source(str(tmp_path / "old.csv"))
+        assert (source.space, source.dim, len(source)) == (None, 2, 3)
+        found = read(source, 2)
+        assert found.items.to_dict(as_series=False) == {"name": ['a\n"b",c', None, "x"], "item_id": [7, -(2**63), 0]}
+        np.testing.assert_array_equal(found.vectors, np.array([[0.5, -1e-3], [1, 2], [3, 4]], np.float32))
+
+    def test_ids_are_numbers_only_where_each_is_written_as_one(self, tmp_path):
+        for written_ids, expected in [("1 2", [1, 2]), ("007 2", ["007", "2"]), ("1 9223372036854775808", None)]:
+            path = tmp_path / "old.csv"
+            path.write_text("".join(["item_id,v0\n", *(f"{name},1\n" for name in written_ids.split())]))
+            ids = read(open_source(str(path))).items["item_id"].to_list()
+            assert ids == (expected or written_ids.split())
+        path.write_text("v0,v1\n1,2\n3,4")
+        assert read(open_source(str(path))).items["item_id"].to_list() == [0, 1]
+
+    def test_refuses_what_is_no_table_of_vectors_and_shows_none(self, tmp_path, monkeypatch):
+        uri = str(tmp_path / "old.csv")
+        start = "item_id,v0,v1\na,1,2\n"
+        for text, message in {
+            "": "header .* is empty",
+            "item_id,label\na,b\n": "expected the vectors in columns vector_0",
+            "item_id,v0,v2\na,1,2\n": "expected the vectors",
+            "v1,v0\n1,2\n": "expected the vectors",
+            "v0,w0\n1,2\n": "expected the vectors",
+            "v0,v0\n1,2\n": "columns twice",
+            start + "b,0.125,x7x\n": "not a number",
+            start + "b,0.125\n": "row 1 .* 2 fields, expected 3",
+            start + "b,0.125,2,3\n": "row 1 .* 4 fields, expected 3",
+            start + "b,0.125,\n": "row 1 .* no vector of 2",
+            start + "\nb,0.125,2\n": "row 1 .* 0 fields",
+            start + "b,nan,2\n": "row 1 .* no vector of 2",
+            "v0,v1,name\n0.125,2,a\n0.125,2\n": "row 1 .* 2 fields",
+            "item_id,vector\na,nope7\n": "row 0 .* JSON list",
+            'item_id,vector\na,"[1,2]"\nb,"[0.125,""x7x""]"\n': "row 1 .* JSON list",
+            'item_id,vector\na,"[1,2]"\nb,"[0.125]"\n': "row 1 .* no vector of 2",
+            'item_id,vector\na,"[1,2]"\nb,"[0.125,null]"\n': "row 1 .* no vector of 2",
+            'item_id,vector\na,"[]"\n': "dimension",
+        }.items():
+            said = refused(uri, text.encode())
+            assert re.search(message, said), said
+            assert not re.search(r"0\.125|x7x|nope7", said)
+        assert "UTF-8" in refused(uri, b"item_id,v0\n\xff\xfe,1\n")
+        monkeypatch.setattr("stores.galleries.csv_blocks._MOST_BYTES", 1000)
+        monkeypatch.setattr("stores.galleries.csv_blocks._BLOCK_BYTES", 100)
+        assert "a quote that never ends" in refused(uri, b'item_id,v0\n"' + b"a,1\n" * 1000)
 
 
 class TestCsvWithLists(Contract):
     name = "gallery.csv"
     scheme = "csv+json"
 
+    def test_the_csv_and_json_modules_read_it(self, uri):
+        written(uri, 9)
+        with Path(locate(uri)[1]).open(newline="") as file:
+            header, *fields = csv.reader(file)
+        assert header == ["item_id", "label", "vector"]
+        found = np.array([json.loads(row[2]) for row in fields], np.float32)
+        np.testing.assert_array_equal(found, rows(0, 9).vectors)
+
 
 class TestHdf5(Contract):
     name = "gallery.h5"
 
+    def test_h5py_reads_it(self, uri):
+        written(uri, 9)
+        with h5py.File(uri) as opened:
+            file: Any = opened
+            assert sorted(file) == ["item_id", "label", "vectors"]
+            assert file["vectors"].dtype == np.float32
+            np.testing.assert_array_equal(file["vectors"][:], rows(0, 9).vectors)
+            assert file["label"].asstr()[:].tolist() == rows(0, 9).items["label"].to_list()
 
-@pytest.mark.parametrize("name", ["gallery.npy", "gallery.parquet", "gallery.faiss"])
+    @pytest.mark.parametrize("options", [{}, {"chunks": (7, 3), "compression": "gzip", "shuffle": True}])
+    @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
+    def test_foreign_files(self, tmp_path, options, dtype):
+        array = np.random.default_rng(0).normal(size=(20, 3)).astype(dtype)
+        with h5py.File(tmp_path / "old.hdf5", "w") as file:
+            file.create_dataset("embeddings", data=array, **options)
+            file["item_id"] = np.arange(-5, 15)
+            file["name"] = np.array([b"fixed"] * 20)
+            file["group/inner"] = np.zeros((2, 2))
+        found = read(open_source(str(tmp_path / "old.hdf5")), 6, 4)
+        assert found.items.to_dict(as_series=False) == {"item_id": list(range(-1, 15)), "name": ["fixed"] * 16}
+        np.testing.assert_array_equal(found.vectors, array[4:].astype(np.float32))
+
+    def test_refuses_what_is_hostile(self, tmp_path):
+        path, vectors = tmp_path / "old.h5", rows(0, 20).vectors
+        np.save(tmp_path / "secret.npy", vectors)
+        with h5py.File(tmp_path / "other.h5", "w") as file:
+            file["vectors"] = vectors
+
+        def complaint(make):
+            with h5py.File(path, "w") as file:
+                make(file)
+            return refused(str(path), path.read_bytes())
+
+        def virtual(file):
+            layout = h5py.VirtualLayout((20, 5), "f4")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "vectors", (20, 5))
+            file.create_virtual_dataset("vectors", layout)
+
+        outside = [(str(tmp_path / "secret.npy"), 128, 400)]
+        for message, make in {
+            "link 'vectors'": lambda file: file.update({"vectors": h5py.ExternalLink("other.h5", "vectors")}),
+            "link 'soft'": lambda file: file.update({"soft": h5py.SoftLink("/vectors")}),
+            "in other files": lambda file: file.create_dataset("vectors", (20, 5), "f4", external=outside),
+            "dataset 'vectors' in other": virtual,
+            "more than is believable": lambda file: file.create_dataset("vectors", (10**9, 512), "f4", chunks=(9, 512)),
+            "bytes of dataset 'v'": lambda file: file.create_dataset(
+                "v", (10**9, 512), "f4", chunks=(9, 512), compression="gzip"
+            ),
+            "in chunks of": lambda file: file.create_dataset(
+                "v", (2, 5), "f4", chunks=(2**26, 5), maxshape=(None, 5), compression="gzip"
+            ),
+            "0 of them floats": lambda file: file.create_dataset("vectors", data=vectors.astype(int)),
+            "2 of them floats": lambda file: file.update({"a": vectors, "b": vectors}),
+            "(none)": lambda file: file.create_group("vectors"),
+        }.items():
+            assert message in complaint(make)
+        assert "cannot be read as HDF5" in refused(str(path), pickle.dumps([1]), error=DamagedStore)
+        whole = (tmp_path / "other.h5").read_bytes()
+        for cut in range(0, len(whole) - 1, 97):
+            refused(str(path), whole[:cut], error=DamagedStore)
+
+    def test_text_that_many_rows_share_is_not_multiplied_in_memory(self, tmp_path, monkeypatch):
+        path = str(tmp_path / "old.h5")
+        with h5py.File(path, "w") as file:
+            file["vectors"] = rows(0, 600).vectors
+            file["item_id"] = [f"{i:09d}" for i in range(600)]
+        assert read(open_source(path)).items["item_id"][-1] == "000000599"
+        monkeypatch.setattr("stores.galleries.hdf5._ALWAYS_ALLOWED", 5000 - Path(path).stat().st_size)
+        with pytest.raises(ValueError, match="'item_id' with more text than the file is long"):
+            open_source(path)
+
+    def test_without_h5py_the_command_is_named(self, uri, monkeypatch):
+        written(uri, 3)
+        monkeypatch.setitem(sys.modules, "h5py", None)
+        for work in (lambda: open_source(uri), lambda: open_target("hdf5:other", SPACE, ORIGIN)):
+            with pytest.raises(ImportError, match=r"pip install 'embedding-compat\[hdf5\]'"):
+                work()
+
+
+FILES = ["g.npy", "g.npz", "g.parquet", "g.arrow", "g.csv", "csv+json:g.csv", "g.h5"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("alone", [False, True])
+def test_every_float_and_id_comes_back_bit_for_bit(tmp_path, monkeypatch, name, alone):
+    monkeypatch.chdir(tmp_path)
+    floats = np.random.default_rng(0).integers(0, 2**32, 6000, np.uint32).view(np.float32)
+    floats[:6] = [-0.0, 1e-45, -1e-45, np.finfo(np.float32).max, np.finfo(np.float32).tiny, 16777217]
+    vectors = floats[np.isfinite(floats)][:5000].reshape(-1, 5)
+    ids = np.arange(len(vectors))
+    ids[:4] = [2**63 - 1, -(2**63), -1, 2**53 + 1]
+    items = pl.DataFrame({"item_id": ids, "text": [f'{i:03d},"\n é' for i in range(len(ids))]})
+    if not alone:  # what not every format can say is in the item table beside it
+        items = items.with_columns(
+            item_id=pl.Series([f"{i:04d}" for i in range(len(ids))]),
+            day=pl.date(2020, 2, 29),
+            tags=pl.lit(["a", "b"], dtype=pl.List(pl.String)),
+            gap=pl.when(pl.col("item_id") > 9).then(pl.lit("")),
+        )
+    target = open_target(name, SPACE, ORIGIN)
+    target.write(Batch(items, vectors))
+    target.finish()
+    target.close()
+    if alone:
+        for beside in Path.cwd().glob("*.json"):
+            beside.unlink()
+        if name != "g.npy":  # which has no room for ids
+            for beside in Path.cwd().glob("*.items.parquet"):
+                beside.unlink()
+    found = read(open_source(name), 333)
+    assert found.items.equals(items)
+    np.testing.assert_array_equal(found.vectors.view(np.uint32), vectors.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ["v.npz", "v.arrow", "v.csv", "csv+json:v.csv", "v.h5"])
+def test_the_names_of_the_vectors_are_reserved(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    taken = {"v.npz": "vectors", "v.h5": "vectors", "v.csv": "vector_4"}.get(name, "vector")
+    target = open_target(name, SPACE, ORIGIN)
+    items, vectors = rows(0, 3)
+    with pytest.raises(ValueError, match=f"'{taken}' is reserved"):
+        target.write(Batch(items.rename({"label": taken}), vectors))
+    target.close()
+
+
+@pytest.mark.parametrize("name", ["gallery.npy", "gallery.csv", "gallery.parquet", "gallery.h5", "gallery.faiss"])
 @pytest.mark.parametrize("step", ["stores.galleries.card.GalleryCard.write", "shutil.rmtree", "pathlib.Path.replace"])
 def test_a_run_that_dies_within_finish_can_be_run_again(tmp_path, monkeypatch, name, step):
     def die(*_, **__):
@@ -516,6 +835,8 @@ def test_every_engine_keeps_the_contract():
         ("a/b.zarr", ("zarr", "a/b.zarr")),
         ("a/B.NPY", ("npy", "a/B.NPY")),
         ("a.index", ("faiss", "a.index")),
+        ("a.feather", ("arrow", "a.feather")),
+        ("csv+json:a.csv", ("csv+json", "a.csv")),
         ("faiss:a.bin", ("faiss", "a.bin")),
         ("zarr:a.npy", ("zarr", "a.npy")),
         ("./odd:name.parquet", ("parquet", "./odd:name.parquet")),

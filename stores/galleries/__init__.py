@@ -25,13 +25,13 @@ __all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "digest", "
 GALLERIES: dict[str, GalleryEngine] = {
     "zarr": zarr_store,
     "npy": npy,
-    "npz": npz,
     "parquet": parquet,
+    "faiss": faiss_index,
+    "npz": npz,
     "arrow": arrow,
     "csv": csv_table,
     "csv+json": csv_json,
     "hdf5": hdf5,
-    "faiss": faiss_index,
 }
 """The engines by the scheme of their URIs."""
 
