@@ -1,7 +1,7 @@
 """Copy a gallery into another format: `python -m stores.convert SOURCE TARGET`.
 
-SOURCE and TARGET are scheme:path or a path: a Zarr store, or by its ending .npy, .npz, .parquet, .arrow, .feather, .csv,
-.h5 or .faiss. `csv+json:FILE` writes each vector as one column of JSON. An interrupted copy goes on when the same
+SOURCE and TARGET are scheme:path or a path: a Zarr store, or by its ending .npy, .npz, .parquet, .arrow, .feather,
+.csv, .h5 or .faiss. `csv+json:FILE` writes each vector as one column of JSON. An interrupted copy goes on when the same
 command is run again.
 """
 

@@ -334,7 +334,7 @@ def test_the_terminal_names_the_worst_group_and_says_the_rest_in_a_line_each():
     lines = format_table(plant_report()).splitlines()
     for start in (
         "Worst group: light dusk (210 queries), recall@1 0.740 before, 0.650 after, change -0.090",
-        "Flips, old to old to transformed: 131 queries turn wrong (6.6%",
+        "Flips, old to old to transformed: 131 turn wrong (6.6%",
         "Confidence: leaving out the strangest 20% raises recall@1 from 0.752 to 0.817",
         "Drift: drifted. 12.8%",
     ):

@@ -57,7 +57,11 @@ WORST = WorstGroup("camera: night", around(0.7, 0.03))
         (evidence(bridge=0.92, direction="old-to-new"), "migrate_gallery", "switch to it"),
         (evidence(bridge=0.92, direction=None), "migrate_gallery", "migrated gallery"),
         (evidence(bridge=0.85), "bridge_and_backfill", "worth replacing; re-embed items as"),
-        (evidence(bridge=0.9, spread=0.04), "bridge_and_backfill", "stand alone takes about 2,000 identities"),
+        (
+            evidence(bridge=0.9, spread=0.04),
+            "bridge_and_backfill",
+            "about 2,000 identities in all would tell",
+        ),
         (evidence(bridge=0.85, backfill=CURVE), "bridge_and_backfill", r"Begin with the first 75% .*\(random\)"),
         (evidence(bridge=0.92, worst_group=WORST), "bridge_and_backfill", "camera: night keeps only 70.0%"),
         (evidence(bridge=0.92, worst_group=WorstGroup("few", around(0.7, 0.2))), "bridge_queries", "serve"),

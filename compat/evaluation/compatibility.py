@@ -182,7 +182,7 @@ def _gain_reason(settings: Mapping[str, Setting], model_gain: Interval | None) -
     if model_gain is not None and model_gain.value <= 0:
         return "new-to-new does not exceed old-to-old, so there is no gain to share"
     if model_gain is not None and model_gain.low <= 0:
-        return f"it is not sure that new-to-new exceeds old-to-old ({model_gain}), so no share of that gain is"
+        return f"it is not sure that new-to-new exceeds old-to-old ({model_gain}), so a share of it means nothing"
     return ""
 
 

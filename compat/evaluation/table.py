@@ -118,7 +118,7 @@ def _flips(report: Mapping[str, Any]) -> str:
         return ""
     share = f" ({_number(flips.get('negative_rate'), 'percent')} of all)" if flips.get("negative_rate") else ""
     settings = f"{readable_setting(flips['before'])} to {readable_setting(flips['after'])}"
-    return f"Flips, {settings}: {flips['negative']:,} queries turn wrong{share}, {flips['positive']:,} turn right"
+    return f"Flips, {settings}: {flips['negative']:,} turn wrong{share}, {flips['positive']:,} turn right"
 
 
 def _confidence(report: Mapping[str, Any]) -> str:

@@ -220,7 +220,7 @@ def _serve(e: Evidence, limits: VerdictLimits, gain: Interval, kept: str) -> Ver
     if not alone and not unpaid:
         lost = gain.value + limits.tolerated_loss  # how far the measured loss is from what is tolerated
         needed = _more(e, lost, gain.value - gain.low) if lost > 0 else ""
-        why = f"whether it can stand alone takes {needed}" if needed else "worth replacing"
+        why = f"and {needed} would tell whether it can stand alone" if needed else "worth replacing"
         return Verdict(
             "bridge_and_backfill",
             f"The bridge {kept}: good enough to serve at once, {why}; re-embed items as their originals can be had."
