@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compat.metrics.intervals import Interval
+from compat.metrics.intervals import Interval, wilson_ends
 from compat.transformers.artefact import NO_FAMILIARITY, Transformer, WrongSpace
 from compat.vectors import BLOCK_ROWS
 from stores.store import EmbeddingStore
@@ -88,7 +88,9 @@ def drift_report(transformer: Transformer, store: EmbeddingStore) -> DriftReport
     statistic = distance_to_uniform(novelty)
     held_out = familiarity.calibration.independent
     p_value = kolmogorov_p_value(statistic, independent * held_out / (independent + held_out))
-    share = _wilson(float((novelty > STRANGE).mean()), independent)
+    strange = float((novelty > STRANGE).mean())
+    low, high = wilson_ends(strange, _Z, independent)
+    share = Interval(strange, min(low, strange), max(high, strange))
     large = statistic >= LEAST_STATISTIC or share.value >= LEAST_SHARE
     drifted = p_value < LEVEL and large
     verdict: DriftVerdict = "too_few" if independent < LEAST_QUERIES else "drifted" if drifted else "as_fitted"
@@ -135,13 +137,6 @@ def _independent(store: EmbeddingStore) -> int:
         return len(store)
     labels = store.items["label"]
     return labels.drop_nulls().n_unique() + labels.null_count()
-
-
-def _wilson(share: float, count: int) -> Interval:
-    # Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927): sound at 0 and 1.
-    middle, width = share + _Z**2 / (2 * count), _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    low, high = ((middle + side * width) / (1 + _Z**2 / count) for side in (-1, 1))
-    return Interval(share, min(max(low, 0.0), share), max(min(high, 1.0), share))
 
 
 def _reason(verdict: DriftVerdict, share: Interval, statistic: float, p_value: float, independent: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compat.metrics.intervals import Interval, student_quantile
+from compat.metrics.intervals import Interval, student_quantile, wilson_ends
 from compat.metrics.verification import ErrorCurve, unsupported
 
 DRAWS = 1000
@@ -76,7 +76,5 @@ def _effective_wilson(value: float, draws: np.ndarray, identities: int, groups: 
     spread = float(np.nanvar(draws)) if np.isfinite(draws).any() else 0.0
     spread *= groups / max(groups - 1, 1)  # draws of few groups vary too little by that share
     trials = value * (1 - value) / spread if spread > 0 and 0 < value < 1 else float(identities)
-    square = student_quantile(groups - 1) ** 2 / max(trials, 1.0)
-    half = float(np.sqrt(square * (value * (1 - value) + square / 4)))
-    low, high = ((value + square / 2 + arm) / (1 + square) for arm in (-half, half))
-    return Interval(value, max(min(low, value), 0.0), min(max(high, value), 1.0))
+    low, high = wilson_ends(value, student_quantile(groups - 1), max(trials, 1.0))
+    return Interval(value, min(low, value), max(high, value))

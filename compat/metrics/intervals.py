@@ -134,9 +134,7 @@ class Bootstrap:
 
     def _wilson(self, p: float, inverse: float) -> tuple[float, float]:
         """The ends for 1 / inverse independent queries."""
-        square = student_quantile(self._degrees(self.queries * inverse)) ** 2 * inverse
-        centre, half = p + square / 2, math.sqrt(square * (p * (1 - p) + square / 4))
-        return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
+        return wilson_ends(p, student_quantile(self._degrees(self.queries * inverse)), 1 / inverse)
 
     def _changed(self, p: float, inverse: float) -> tuple[float, float]:
         """The ends for a share of queries that changed; where none did, only the upper can err, with all the doubt."""
@@ -239,6 +237,21 @@ def interval(value: float, means: np.ndarray) -> Interval:
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(means, [tail, 100 - tail])
     return Interval(float(value), float(low), float(high))
+
+
+def wilson_ends(share: float, quantile: float, trials: float) -> tuple[float, float]:
+    """Ends of Wilson's interval, which does not shrink to a point at shares of 0 and 1.
+
+    Args:
+        share: Measured, in 0..1.
+        quantile: How many standard errors the interval reaches to either side.
+        trials: Independent trials it was measured on, perhaps an effective number.
+
+    Source: Wilson, J. Am. Stat. Assoc. 22 (1927).
+    """
+    square = quantile**2 / trials
+    centre, half = share + square / 2, math.sqrt(square * (share * (1 - share) + square / 4))
+    return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
 
 
 def student_quantile(degrees: float) -> float:

@@ -12,7 +12,7 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.galleries.card import GalleryCard, readable, verified_card
-from stores.galleries.parquet import VECTOR, ParquetSource, block_rows
+from stores.galleries.parquet import VECTOR, ParquetSource, block_rows, streamed_table
 from stores.galleries.spooled import SpooledTarget
 from stores.space import EmbeddingSpace
 from stores.store import Batch, EmbeddingStore
@@ -84,16 +84,8 @@ def _legible(path: Path) -> Iterator[None]:
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:
-    from polars.io.plugins import register_io_source
-
-    kind = pl.Array(pl.Float32, store.space.dim)
     size = block_rows(store.space.dim)
-
-    def tables(*_: object) -> Iterator[pl.DataFrame]:
-        for batch in store.batches(size):
-            yield batch.items.with_columns(pl.Series(VECTOR, batch.vectors, dtype=kind))
-
-    table = register_io_source(tables, schema={**store.items.schema, VECTOR: kind})
+    table = streamed_table(store, size)
     with path.open("wb", buffering=0) as file:
         # The oldest layout of strings, which every Arrow library reads.
         table.sink_ipc(file, compression="uncompressed", record_batch_size=size, compat_level=pl.CompatLevel.oldest())

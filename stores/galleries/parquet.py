@@ -104,17 +104,22 @@ def block_rows(dim: int) -> int:
     return max(1, _BLOCK_BYTES // (4 * dim))
 
 
-def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:
+def streamed_table(store: EmbeddingStore, size: int) -> pl.LazyFrame:
+    """The item table of a store with its vectors as a column, read `size` rows at a time when it is written."""
     from polars.io.plugins import register_io_source
 
     kind = pl.Array(pl.Float32, store.space.dim)
-    size = block_rows(store.space.dim)
 
     def tables(*_: object) -> Iterator[pl.DataFrame]:
         for batch in store.batches(size):
             yield batch.items.with_columns(pl.Series(VECTOR, batch.vectors, dtype=kind))
 
-    table = register_io_source(tables, schema={**store.items.schema, VECTOR: kind})
+    return register_io_source(tables, schema={**store.items.schema, VECTOR: kind})
+
+
+def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:
+    size = block_rows(store.space.dim)
+    table = streamed_table(store, size)
     with path.open("wb", buffering=0) as file:
         # Floats of an embedding barely compress.
         table.sink_parquet(file, compression="uncompressed", statistics=False, row_group_size=size)
