@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 from stores.space import EmbeddingSpace
 
@@ -73,7 +73,7 @@ class ArrayVectors:
         """Digest over the vectors, hexadecimal; it shows accidents at the speed of reading, and keeps nobody out."""
         digest = hashlib.blake2b(f"{self.array.dtype} {self.array.shape}".encode(), digest_size=16)
         for start in range(0, len(self), BLOCK_ROWS):
-            digest.update(google_crc32c.value(self.array[start : start + BLOCK_ROWS].tobytes()).to_bytes(4, "big"))
+            digest.update(crc32c(self.array[start : start + BLOCK_ROWS].tobytes()).to_bytes(4, "big"))
         return digest.hexdigest()
 
 

@@ -1,23 +1,26 @@
-"""The vectors of a store: one Zarr v3 array [rows, dim] whose chunk files are mapped into memory and checked once.
+"""The vectors of a store: one Zarr v3 array [rows, dim] whose files are mapped into memory, each chunk checked once.
 
-A chunk file is the little-endian float32 rows of the chunk followed by their CRC-32C, which is what Zarr's `bytes` and
-`crc32c` codecs define, so any Zarr v3 reader understands it. Reading through a map instead of through zarr's own
-machinery is what makes a store nearly as fast as a bare memory-mapped array; zarr still writes the array's metadata.
+Any Zarr v3 reader understands the files (see `stores.layout`). Reading them through a map instead of through a Zarr
+library is what makes a store nearly as fast as a bare memory-mapped array.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
-from stores.durable import write_atomically
+from stores.durable import BackgroundSync, sync_folder, write_atomically, write_plainly
+from stores.layout import CHECKSUM_BYTES, VectorLayout
 
-_CHECKSUM_BYTES = 4
 _MOST_MAPS = 16_384  # well below Linux's default of 65,530 maps for a process
+_RESTORE = "restore it from a copy or extract again"
 
 
 class DamagedStore(ValueError):
@@ -25,120 +28,176 @@ class DamagedStore(ValueError):
 
 
 class VectorChunks:
-    """The chunk files of one array. Rows [i * chunk_rows, (i + 1) * chunk_rows) are chunk i; the last one is padded.
+    """The chunks of one array. Rows [i * chunk_rows, (i + 1) * chunk_rows) are chunk i; the last one is padded.
 
     Args:
         folder: The Zarr array's folder.
-        dim: Length of a vector.
-        chunk_rows: Rows in a chunk.
+        layout: How the rows lie in its files.
     """
 
-    def __init__(self, folder: Path, dim: int, chunk_rows: int) -> None:
+    def __init__(self, folder: Path, layout: VectorLayout) -> None:
         self.folder = folder
-        self.dim = dim
-        self.chunk_rows = chunk_rows
+        self.layout = layout
         self._maps: dict[int, np.ndarray] = {}
+        self._blocks: dict[int, np.ndarray] = {}
         self._verified: set[int] = set()
+        self._flushing = BackgroundSync()
 
     @classmethod
-    def create(cls, folder: Path, dim: int, chunk_rows: int) -> VectorChunks:
+    def create(cls, folder: Path, layout: VectorLayout) -> VectorChunks:
         """Make an empty array on disk."""
-        import zarr
-        from zarr.codecs import Crc32cCodec
+        folder.mkdir(parents=True, exist_ok=True)
+        chunks = cls(folder, layout)
+        chunks._write_metadata(layout.zarr_metadata(0))
+        return chunks
 
-        zarr.create_array(
-            store=str(folder),
-            shape=(0, dim),
-            chunks=(chunk_rows, dim),
-            dtype="float32",
-            compressors=[Crc32cCodec()],
-            fill_value=0.0,
-        )
-        return cls(folder, dim, chunk_rows)
+    def path(self, file: int) -> Path:
+        """Where the file of this number is."""
+        return self.folder / "c" / str(file) / "0"
 
-    def path(self, chunk: int) -> Path:
-        """The file of a chunk."""
-        return self.folder / "c" / str(chunk) / "0"
+    def write(self, file: int, rows: np.ndarray, *, replace: bool) -> None:
+        """Write a file, float [n <= file_rows, dim]; it is on disk for sure after `sync`.
 
-    def write(self, chunk: int, rows: np.ndarray) -> None:
-        """Replace a chunk by rows, float32 [n <= chunk_rows, dim], padded with zeros as Zarr stores it."""
-        block = np.ascontiguousarray(rows, dtype="<f4")
-        if len(block) < self.chunk_rows:
-            block = np.concatenate([block, np.zeros((self.chunk_rows - len(block), self.dim), "<f4")])
-        checksum = google_crc32c.value(_frozen(block)).to_bytes(_CHECKSUM_BYTES, "little")
-        path = self.path(chunk)
+        Args:
+            file: Its number.
+            rows: What it holds.
+            replace: Whether it holds committed rows already, so that it must never be seen half-written.
+        """
+        layout = self.layout
+        parts: list[np.ndarray | bytes] = []
+        for start in range(0, len(rows), layout.chunk_rows):
+            block = np.ascontiguousarray(rows[start : start + layout.chunk_rows], dtype=layout.number)
+            if len(block) < layout.chunk_rows:
+                padding = np.zeros((layout.chunk_rows - len(block), layout.dim), layout.number)
+                block = np.concatenate([block, padding])
+            parts += [block, _checksum(block)]
+        index = layout.index(-(-len(rows) // layout.chunk_rows))
+        if index:
+            parts += [index, _checksum(index)]
+        path = self.path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, [block, checksum])
+        if replace:
+            write_atomically(path, parts)
+        else:
+            write_plainly(path, parts)
+            self._flushing.add(path)
         # A map made earlier shows the replaced file.
-        self._maps.pop(chunk, None)
-        self._verified.discard(chunk)
+        self._maps.pop(file, None)
+        for chunk in range(file * layout.shard_chunks, (file + 1) * layout.shard_chunks):
+            self._blocks.pop(chunk, None)
+            self._verified.discard(chunk)
+
+    def sync(self) -> None:
+        """Return when everything written so far is on disk and outlives a power cut.
+
+        Raises:
+            OSError: If the disk refused some of it.
+        """
+        self._flushing.wait()
+        sync_folder(self.folder / "c")
+        sync_folder(self.folder)
+
+    def close(self) -> None:
+        """Stop flushing what no commit will hold."""
+        self._flushing.stop()
 
     def set_rows(self, rows: int) -> None:
         """Set the array's length in its metadata."""
         metadata = self._metadata()
-        metadata["shape"] = [rows, self.dim]
-        write_atomically(self.folder / "zarr.json", [json.dumps(metadata, indent=2).encode()])
+        metadata["shape"] = [rows, self.layout.dim]
+        self._write_metadata(metadata)
 
     def block(self, chunk: int) -> np.ndarray:
-        """A chunk's rows, read-only float32 [chunk_rows, dim], its checksum verified when first touched.
+        """A chunk's rows, read-only [chunk_rows, dim] as they are kept, its checksum verified when first touched.
 
         Raises:
-            DamagedStore: If the file is missing, of the wrong size, or its checksum does not match.
+            DamagedStore: If the file is missing, of the wrong size, or a checksum does not match.
         """
-        block = self._maps.get(chunk)
+        block = self._blocks.get(chunk)
         if block is None:
-            block = self._map(chunk)
-            if len(self._maps) >= _MOST_MAPS:
-                self._maps.clear()
-            self._maps[chunk] = block
+            block = self._blocks[chunk] = self._read(chunk)
         return block
 
-    def checksum(self, chunk: int) -> bytes:
-        """The CRC-32C that a chunk's file carries, 4 bytes."""
-        with self.path(chunk).open("rb") as file:
-            file.seek(-_CHECKSUM_BYTES, 2)
-            return file.read()
-
-    def _map(self, chunk: int) -> np.ndarray:
-        path = self.path(chunk)
-        data_bytes = self.chunk_rows * self.dim * 4
-        try:
-            raw = np.memmap(path, dtype=np.uint8, mode="r")
-        except FileNotFoundError:
-            raise DamagedStore(f"chunk file {path} is missing; restore it from a copy or extract again") from None
-        except ValueError:  # numpy will not map an empty file
-            raw = np.empty(0, np.uint8)
-        if raw.size != data_bytes + _CHECKSUM_BYTES:
-            raise DamagedStore(
-                f"chunk file {path} has {raw.size} bytes, expected {data_bytes + _CHECKSUM_BYTES}; "
-                "it was cut short or overwritten: restore it from a copy or extract again"
-            )
+    def _read(self, chunk: int) -> np.ndarray:
+        layout = self.layout
+        file, start = layout.place(chunk)
+        raw = self._file(file)
+        stop = start + layout.chunk_bytes
+        if stop + CHECKSUM_BYTES > raw.size:
+            raise DamagedStore(f"chunk file {self.path(file)} ends before chunk {chunk}: it was cut short; {_RESTORE}")
         if chunk not in self._verified:
-            if google_crc32c.value(raw[:data_bytes]) != int.from_bytes(raw[data_bytes:].tobytes(), "little"):
+            if _checksum(raw[start:stop]) != raw[stop : stop + CHECKSUM_BYTES].tobytes():
                 raise DamagedStore(
-                    f"chunk file {path} does not match its checksum: its bytes were altered; "
-                    "restore it from a copy or extract again"
+                    f"chunk file {self.path(file)} does not match its checksum: its bytes were altered; {_RESTORE}"
                 )
             self._verified.add(chunk)
-        return np.asarray(raw[:data_bytes]).view("<f4").reshape(self.chunk_rows, self.dim)
+        return raw[start:stop].view(layout.number).reshape(layout.chunk_rows, layout.dim)
+
+    def checksum(self, chunk: int) -> bytes:
+        """The CRC-32C that a chunk carries, 4 bytes.
+
+        Raises:
+            DamagedStore: If its file ends before.
+        """
+        file, start = self.layout.place(chunk)
+        with self.path(file).open("rb") as opened:
+            opened.seek(start + self.layout.chunk_bytes)
+            checksum = opened.read(CHECKSUM_BYTES)
+        if len(checksum) < CHECKSUM_BYTES:
+            raise DamagedStore(f"chunk file {self.path(file)} was cut short; {_RESTORE}")
+        return checksum
+
+    def _file(self, file: int) -> np.ndarray:
+        """A file's bytes, uint8, mapped into memory, their number and a shard's index checked."""
+        raw = self._maps.get(file)
+        if raw is None:
+            raw = self._map(file)
+            if len(self._maps) >= _MOST_MAPS:
+                self._maps.clear()
+                self._blocks.clear()
+            self._maps[file] = raw
+        return raw
+
+    def _map(self, file: int) -> np.ndarray:
+        path, layout = self.path(file), self.layout
+        # A file of one chunk is read whole at its first touch, for its checksum: one call brings all its pages in.
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if layout.shard_chunks == 1 else 0)
+        try:
+            with path.open("rb") as opened:
+                size = os.fstat(opened.fileno()).st_size
+                raw = np.empty(0, np.uint8)
+                if size:  # nothing maps an empty file
+                    raw = np.frombuffer(mmap.mmap(opened.fileno(), size, flags=flags, prot=mmap.PROT_READ), np.uint8)
+        except FileNotFoundError:
+            raise DamagedStore(f"chunk file {path} is missing; {_RESTORE}") from None
+        chunks = (size - layout.file_bytes(0)) // (layout.chunk_bytes + CHECKSUM_BYTES)
+        if not 1 <= chunks <= layout.shard_chunks or size != layout.file_bytes(chunks):
+            expected = layout.file_bytes(1) if layout.shard_chunks == 1 else "that of a whole number of chunks"
+            raise DamagedStore(
+                f"chunk file {path} has {size} bytes, expected {expected}; it was cut short or overwritten: {_RESTORE}"
+            )
+        index = layout.index(chunks)
+        if index and raw[-len(index) - CHECKSUM_BYTES :].tobytes() != index + _checksum(index):
+            raise DamagedStore(f"the index of chunk file {path} is not as it was written: it was altered; {_RESTORE}")
+        return raw
 
     def truncate(self, rows: int) -> None:
-        """Remove chunks past the given number of rows, and unfinished files, which a writer that died left behind."""
-        chunks = -(-rows // self.chunk_rows)
+        """Remove files past the given number of rows, and unfinished ones, which a writer that died left behind."""
+        files = -(-rows // self.layout.file_rows)
         for entry in (self.folder / "c").glob("*"):
-            if entry.name.isdecimal() and int(entry.name) >= chunks:
+            if entry.name.isdecimal() and int(entry.name) >= files:
                 shutil.rmtree(entry)
-        last = self.path(max(chunks - 1, 0)).parent
+        last = self.path(max(files - 1, 0)).parent
         for unfinished in (*self.folder.glob(".*.tmp"), *last.glob(".*.tmp")):
             unfinished.unlink()
-        if self._metadata()["shape"] != [rows, self.dim]:
+        if self._metadata()["shape"] != [rows, self.layout.dim]:
             self.set_rows(rows)
 
     def missing(self, rows: int) -> list[Path]:
-        """Chunk files that an array of this many rows should have and has not."""
-        present = {int(entry.name) for entry in (self.folder / "c").glob("*") if entry.name.isdecimal()}
-        wanted = range(-(-rows // self.chunk_rows))
-        return [self.path(i) for i in wanted if i not in present or not self.path(i).is_file()]
+        """Files that an array of this many rows should have and has not."""
+        present = {entry.name for entry in (self.folder / "c").glob("*")}
+        wanted = range(-(-rows // self.layout.file_rows))
+        return [self.path(i) for i in wanted if str(i) not in present or not self.path(i).is_file()]
 
     def check_metadata(self, rows: int) -> None:
         """Compare the array's metadata with what this class writes.
@@ -150,21 +209,14 @@ class VectorChunks:
         shape = metadata.get("shape")
         if not (isinstance(shape, list) and len(shape) == 2 and isinstance(shape[0], int) and shape[0] >= rows):
             raise DamagedStore(f"{path} gives the shape {shape}, expected at least {rows} rows")
-        expected = {
-            "shape": [shape[0], self.dim],
-            "data_type": "float32",
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.chunk_rows, self.dim]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0.0,
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }
-        metadata.pop("attributes", None)  # anybody may add some; they change no vector
+        expected = self.layout.zarr_metadata(shape[0])
+        metadata["attributes"] = expected["attributes"]  # anybody may add some; they change no vector
         if metadata != expected:
             odd = sorted(k for k in expected.keys() | metadata.keys() if metadata.get(k) != expected.get(k))
             raise DamagedStore(f"{path} is not as this store was written (fields {', '.join(odd)})")
+
+    def _write_metadata(self, metadata: dict) -> None:
+        write_atomically(self.folder / "zarr.json", [json.dumps(metadata, indent=2).encode()])
 
     def _metadata(self) -> dict:
         path = self.folder / "zarr.json"
@@ -172,15 +224,12 @@ class VectorChunks:
             metadata = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise DamagedStore(f"{path} is missing; restore it from a copy") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedStore(f"{path} is not readable JSON ({error}); restore it from a copy") from None
         if not isinstance(metadata, dict):
             raise DamagedStore(f"{path} is not a JSON object; restore it from a copy")
         return metadata
 
 
-def _frozen(block: np.ndarray) -> np.ndarray:
-    # google_crc32c takes only read-only buffers.
-    view = block.reshape(-1).view(np.uint8)
-    view.flags.writeable = False
-    return view
+def _checksum(content: Any) -> bytes:
+    return crc32c(content).to_bytes(CHECKSUM_BYTES, "little")

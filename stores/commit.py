@@ -1,17 +1,28 @@
-"""What a store has committed: the one record, store.json, that decides which rows exist."""
+"""What a store has committed: the one record, store.json, that decides which rows exist.
+
+A store is written in the oldest format version that can say what it is, so that an older toolkit reads what it can:
+version 1 has float32 vectors in files of one chunk, of which none was ever forgotten; version 2 has the other layouts,
+forgotten rows, and folders of a later generation. This toolkit reads both.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stores.chunks import DamagedStore
 from stores.durable import sync_folder, write_atomically
+from stores.layout import VectorLayout
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format version, which `Commit.read` understands with all before it."""
 COMMIT_FILE = "store.json"
+PART_NAME = re.compile(r"\d+-\d+\.parquet")
+GENERATION_NAME = re.compile(r"(?:vectors|items)(?:-\d+)?")
 
 
 class ItemPart(NamedTuple):
@@ -28,45 +39,87 @@ class Commit:
 
     Attributes:
         space: What the vectors are.
-        rows: Rows that exist; the array may be longer while somebody appends.
-        chunk_rows: Rows in a chunk file.
+        rows: Rows on disk, forgotten ones included; the array may be longer while somebody appends.
+        layout: How the vectors lie on disk.
         parts: The item table's files in order.
         provenance: JSON values that say where the vectors come from.
+        forgotten: Ranges [start, stop) of rows on disk that were forgotten, in order, none touching the next.
+        generation: How often the store was compacted; each time its files move to folders of that number.
     """
 
     space: EmbeddingSpace
     rows: int
-    chunk_rows: int
+    layout: VectorLayout
     parts: tuple[ItemPart, ...]
     provenance: dict[str, Any]
+    forgotten: tuple[tuple[int, int], ...] = field(default=())
+    generation: int = 0
+
+    @property
+    def version(self) -> int:
+        """The oldest format version that can say this."""
+        plain = self.layout == VectorLayout(self.layout.dim, self.layout.chunk_rows)
+        return 1 if plain and not self.forgotten and not self.generation else 2
+
+    def vectors_folder(self, store: Path) -> Path:
+        """The folder of the Zarr array."""
+        return store / _of_generation("vectors", self.generation)
+
+    def items_folder(self, store: Path) -> Path:
+        """The folder of the item table's parts."""
+        return store / _of_generation("items", self.generation)
 
     @classmethod
     def read(cls, store: Path) -> Commit:
         """Read a store's commit.
 
         Raises:
-            DamagedStore: If the file was altered.
-            ValueError: If it is of another format version.
+            DamagedStore: If the file was altered, or holds what this class does not write.
+            ValueError: If it is of a later format version.
         """
-        body = unseal(store / COMMIT_FILE, version=FORMAT_VERSION)
-        return cls(
-            space=EmbeddingSpace.from_dict(body["space"]),
-            rows=body["rows"],
-            chunk_rows=body["chunk_rows"],
-            parts=tuple(ItemPart(part["file"], part["rows"], part["sha256"]) for part in body["items"]),
-            provenance=body["provenance"],
-        )
+        path = store / COMMIT_FILE
+        body = unseal(path, version=FORMAT_VERSION)
+        try:
+            space = EmbeddingSpace.from_dict(body["space"])
+            commit = cls(
+                space=space,
+                rows=body["rows"],
+                layout=VectorLayout(
+                    space.dim, body["chunk_rows"], body.get("dtype", "float32"), body.get("shard_chunks", 1)
+                ),
+                parts=tuple(ItemPart(part["file"], part["rows"], part["sha256"]) for part in body["items"]),
+                provenance=body["provenance"],
+                forgotten=tuple((start, stop) for start, stop in body.get("forgotten", ())),
+                generation=body.get("generation", 0),
+            )
+            odd = [part.name for part in commit.parts if not PART_NAME.fullmatch(part.name)]
+            if odd or sum(part.rows for part in commit.parts) != commit.rows:
+                raise ValueError(f"item parts {', '.join(odd) or 'of another number of rows'}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedStore(f"{path} is no record of a store ({error}); restore it from a copy") from None
+        return commit
 
     def publish(self, store: Path) -> None:
         """Make this the store's commit, in one step that outlives a power cut."""
         body = {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.version,
             "space": self.space.to_dict(),
             "rows": self.rows,
-            "chunk_rows": self.chunk_rows,
-            "vectors": "vectors",
+            "chunk_rows": self.layout.chunk_rows,
+            "vectors": self.vectors_folder(store).name,
             "items": [{"file": part.name, "rows": part.rows, "sha256": part.sha256} for part in self.parts],
             "provenance": self.provenance,
         }
+        if self.version > 1:
+            body |= {
+                "dtype": self.layout.dtype,
+                "shard_chunks": self.layout.shard_chunks,
+                "forgotten": self.forgotten,
+                "generation": self.generation,
+            }
         write_atomically(store / COMMIT_FILE, [seal(body)])
         sync_folder(store)
+
+
+def _of_generation(name: str, generation: int) -> str:
+    return f"{name}-{generation}" if generation else name

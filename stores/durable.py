@@ -6,8 +6,11 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
+
+_FLUSHES_AT_A_TIME = 4
 
 
 class StoreLocked(ValueError):
@@ -32,6 +35,17 @@ def write_atomically(path: Path, parts: Iterable[Any]) -> None:
         raise
 
 
+def write_plainly(path: Path, parts: Iterable[Any]) -> None:
+    """Write the joined buffers in parts to a file that nobody reads yet; it may be torn until `sync_file`.
+
+    Raises:
+        OSError: If the disk refuses (full, read-only).
+    """
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            _write_all(file, part)
+
+
 def _write_all(file: IO[bytes], part: Any) -> None:
     view = memoryview(part).cast("B")
     while view:
@@ -41,11 +55,60 @@ def _write_all(file: IO[bytes], part: Any) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that renames into it outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's bytes to disk, so that they outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class BackgroundSync:
+    """Flushes files to disk while more are written; the disk is then busy instead of waiting for its turn."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._flushes: list[Future[None]] = []
+        self._failed = False
+
+    def add(self, path: Path) -> None:
+        """Begin to flush a file that is written to its end, and its folder."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_FLUSHES_AT_A_TIME, thread_name_prefix="flush")
+        self._flushes.append(self._pool.submit(_sync_with_folder, path))
+
+    def wait(self) -> None:
+        """Return when all of them are on disk.
+
+        Raises:
+            OSError: If the disk refused one, now or earlier: the kernel then drops what it could not write, so that a
+                further try would pass without a reason.
+        """
+        try:
+            for flush in self._flushes:
+                flush.result()
+        except OSError:
+            self._failed = True
+            raise
+        finally:
+            self.stop()
+        if self._failed:
+            raise OSError("the disk refused rows appended earlier; close the store and append them again")
+
+    def stop(self) -> None:
+        """Flush no more."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._flushes = None, []
+
+
+def _sync_with_folder(path: Path) -> None:
+    sync_file(path)
+    sync_folder(path.parent)
 
 
 def sha256_of(path: Path) -> str:

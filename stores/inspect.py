@@ -95,9 +95,10 @@ def inspection_text(found: "Inspection") -> str:
     page["rows"] = f"{found.rows:,}" if found.rows else "0, the store is empty"
     page["layout"] = {
         "format version": found.format_version,
-        "dtype": layout.dtype or "unknown",
-        "chunks": f"{layout.chunks:,} of {layout.chunk_rows:,} rows",
-        "compression": layout.compression or "unknown",
+        "dtype": layout.dtype,
+        "chunks": f"{layout.chunks:,} of {layout.chunk_rows:,} rows"
+        + (f", {layout.shard_chunks:,} in a file" if layout.shard_chunks > 1 else ""),
+        "compression": layout.compression,
         "item parts": f"{layout.item_parts:,}",
         "on disk": f"{_size(layout.bytes_total)}: vectors {_size(layout.bytes_vectors)}, items "
         f"{_size(layout.bytes_items)}",
@@ -112,6 +113,8 @@ def inspection_text(found: "Inspection") -> str:
             "zero": f"{norms.zero:,}",
             "not finite": f"{norms.not_finite:,}",
         }
+    if layout.rows_forgotten:
+        page["forgotten"] = f"{layout.rows_forgotten:,} rows, whose bytes are there until the store is compacted"
     if found.columns:
         page["columns"] = {
             column.name: f"{column.type}, {f'{column.nulls:,} absent' if column.nulls else 'none absent'}"

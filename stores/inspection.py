@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stores.chunks import DamagedStore, VectorChunks
-from stores.commit import COMMIT_FILE, FORMAT_VERSION, Commit
+from stores.commit import COMMIT_FILE, Commit
 from stores.durable import StoreLocked
 from stores.galleries.zarr_store import COMPLETE
 from stores.item_parts import read_part
@@ -28,7 +27,6 @@ SPLITS_SHOWN = 20
 
 _READ_VALUES = 1 << 21  # 8 MiB of float32
 _ATTEMPTS = 3
-_PLAIN_CODECS = {"bytes", "crc32c"}  # they arrange and check, and compress nothing
 _NAMES_ITEMS = {"item_id", "item_ids", "query_id", "query_ids", "source_item"}
 _LIST_SHOWN = 8  # a longer list of plain values may be a vector, or the ids of items
 
@@ -37,13 +35,15 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the store lies on disk; dtype and compression are None where the array's metadata cannot be read."""
+    """How the store lies on disk; the forgotten rows are there until the store is compacted."""
 
     chunk_rows: int
     chunks: int
-    dtype: str | None
-    compression: str | None
+    shard_chunks: int
+    dtype: str
+    compression: str
     item_parts: int
+    rows_forgotten: int
     bytes_vectors: int
     bytes_items: int
     bytes_total: int
@@ -147,7 +147,7 @@ def _read_commit(path: Path) -> Commit:
 
 def _inspect(path: Path, commit: Commit, check: bool, on_step: OnStep) -> Inspection:
     store = EmbeddingStore(path, commit)  # not `open`, which ends at the first missing file: all are to be named
-    items = _look_at_items(path / "items", commit, on_step)
+    items = _look_at_items(commit.items_folder(path), commit, on_step)
     notes, problems = list(items.notes), list(items.problems)
     norms = Norms()
     if check:
@@ -158,7 +158,7 @@ def _inspect(path: Path, commit: Commit, check: bool, on_step: OnStep) -> Inspec
 
         problems = list(store.verify(on_chunk=look).problems)
     else:
-        problems += _look_at_sample(store, norms, on_step)
+        problems += _look_at_sample(store, commit, norms, on_step)
         if norms.rows < len(store):
             notes.append(f"the norms are those of a sample of {norms.rows:,} vectors; --check yes reads all")
     summary = norms.summary()
@@ -170,8 +170,8 @@ def _inspect(path: Path, commit: Commit, check: bool, on_step: OnStep) -> Inspec
         complete=complete if isinstance(complete, bool) else None,
         problems=tuple(problems),
         notes=tuple(notes),
-        format_version=FORMAT_VERSION,
-        rows=commit.rows,
+        format_version=commit.version,
+        rows=len(store),
         space=asdict(commit.space),
         provenance=_discreet({key: value for key, value in store.provenance.items() if key != COMPLETE}),
         layout=_layout(path, commit),
@@ -207,6 +207,9 @@ def _look_at_items(folder: Path, commit: Commit, on_step: OnStep) -> _Items:
                 columns[column.name] = ColumnSummary(column.name, str(column.dtype), nulls)
         on_step("reading item tables", done, len(commit.parts))
     labels = splits = None
+    if commit.forgotten:
+        notes.append("labels and splits are not counted until the store is compacted: forgotten rows have some too")
+        return _Items(tuple(columns.values()), None, None, problems, notes)
     if "label" in columns:
         labels = label_histogram(whole, "label", largest=LARGEST_SHOWN)
         if labels is None:
@@ -220,14 +223,14 @@ def _look_at_items(folder: Path, commit: Commit, on_step: OnStep) -> _Items:
     return _Items(tuple(columns.values()), labels, splits, problems, notes)
 
 
-def _look_at_sample(store: EmbeddingStore, norms: Norms, on_step: OnStep) -> list[str]:
+def _look_at_sample(store: EmbeddingStore, commit: Commit, norms: Norms, on_step: OnStep) -> list[str]:
     """Norms of some chunks, and what is damaged among what that takes."""
-    chunks = VectorChunks(store.path / "vectors", store.space.dim, store.chunk_rows)
+    chunks = VectorChunks(commit.vectors_folder(store.path), commit.layout)
     problems = [
-        f"chunk file {file} is missing; restore it from a copy or extract again" for file in chunks.missing(len(store))
+        f"chunk file {file} is missing; restore it from a copy or extract again" for file in chunks.missing(commit.rows)
     ]
     try:
-        chunks.check_metadata(len(store))
+        chunks.check_metadata(commit.rows)
     except DamagedStore as error:
         problems.append(str(error))
     count = -(-len(store) // store.chunk_rows)
@@ -254,21 +257,15 @@ def _add_chunk(norms: Norms, store: EmbeddingStore, chunk: int) -> str:
 
 
 def _layout(path: Path, commit: Commit) -> Layout:
-    vectors, items = _bytes_below(path / "vectors"), _bytes_below(path / "items")
-    dtype = compression = None
-    try:
-        metadata = json.loads((path / "vectors" / "zarr.json").read_bytes())
-        dtype = str(metadata["data_type"])
-        names = [str(codec["name"]) for codec in metadata["codecs"]]
-        compression = ", ".join(name for name in names if name not in _PLAIN_CODECS) or "none"
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # the damage is told among the problems
+    vectors, items = _bytes_below(commit.vectors_folder(path)), _bytes_below(commit.items_folder(path))
     return Layout(
-        chunk_rows=commit.chunk_rows,
-        chunks=-(-commit.rows // commit.chunk_rows),
-        dtype=dtype,
-        compression=compression,
+        chunk_rows=commit.layout.chunk_rows,
+        chunks=-(-commit.rows // commit.layout.chunk_rows),
+        shard_chunks=commit.layout.shard_chunks,
+        dtype=commit.layout.dtype,
+        compression="none",
         item_parts=len(commit.parts),
+        rows_forgotten=sum(stop - start for start, stop in commit.forgotten),
         bytes_vectors=vectors,
         bytes_items=items,
         bytes_total=_bytes_below(path),

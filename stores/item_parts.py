@@ -1,11 +1,10 @@
-"""The item table of a store: Parquet files with digests, and what an appended table must satisfy."""
+"""The item table of a store: Parquet files with digests, read a part at a time."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from stores.chunks import DamagedStore
@@ -14,6 +13,7 @@ from stores.durable import sha256_of, sync_folder, write_atomically
 
 PART_ROWS = 65_536
 """Rows in every part but the last, which is rewritten when rows are added: the files do not depend on the commits."""
+_GROUP_ROWS = 4096  # rows that can be read without the others of a part
 
 
 def write_parts(folder: Path, items: pl.DataFrame, first: int) -> tuple[ItemPart, ...]:
@@ -26,7 +26,7 @@ def write_parts(folder: Path, items: pl.DataFrame, first: int) -> tuple[ItemPart
 
 def _write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
     buffer = io.BytesIO()
-    items.write_parquet(buffer)
+    items.write_parquet(buffer, row_group_size=_GROUP_ROWS)
     name = f"{first:012d}-{first + len(items):012d}.parquet"
     write_atomically(folder / name, [buffer.getbuffer()])
     return ItemPart(name, len(items), sha256_of(folder / name))
@@ -38,95 +38,26 @@ def read_part(folder: Path, part: ItemPart) -> pl.DataFrame:
     Raises:
         DamagedStore: If it is missing, altered or of another length.
     """
+    verify_part(folder, part)
+    items = pl.read_parquet(folder / part.name)
+    if len(items) != part.rows:
+        raise DamagedStore(f"item table {folder / part.name} has {len(items)} rows, expected {part.rows}")
+    return items
+
+
+def verify_part(folder: Path, part: ItemPart) -> None:
+    """Compare one file of the table with its digest.
+
+    Raises:
+        DamagedStore: If it is missing or altered.
+    """
     path = folder / part.name
     if not path.is_file():
         raise DamagedStore(f"item table {path} is missing; restore it from a copy")
     if sha256_of(path) != part.sha256:
         raise DamagedStore(f"item table {path} does not match its digest: it was altered; restore it from a copy")
-    items = pl.read_parquet(path)
-    if len(items) != part.rows:
-        raise DamagedStore(f"item table {path} has {len(items)} rows, expected {part.rows}")
-    return items
 
 
-class KnownIds:
-    """The ids of a store, as sorted 64-bit hashes: looking an appended table up in them costs no scan of them all."""
-
-    def __init__(self, ids: pl.Series) -> None:
-        self._ids = [ids] if len(ids) else []
-        self._sorted = np.sort(ids.hash().to_numpy())
-        self._recent = self._sorted[:0]
-
-    def add(self, ids: pl.Series) -> None:
-        """Take in new ids."""
-        self._ids.append(ids)
-        self._recent = np.sort(np.concatenate([self._recent, ids.hash().to_numpy()]))
-        if len(self._recent) * 8 > len(self._sorted):  # merged rarely enough to cost little per id
-            self._sorted = np.sort(np.concatenate([self._sorted, self._recent]), kind="stable")
-            self._recent = self._sorted[:0]
-
-    def among(self, ids: pl.Series) -> pl.Series:
-        """Those of the given ids that are known."""
-        hashes = ids.hash().to_numpy()
-        suspects = ids.filter(pl.Series(_contains(self._sorted, hashes) | _contains(self._recent, hashes)))
-        if not len(suspects):
-            return suspects
-        return suspects.filter(suspects.is_in(pl.concat(self._ids).implode()))  # a hash may be another id's too
-
-
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    places = np.searchsorted(ordered, values)
-    found = np.zeros(len(values), bool)
-    inside = places < len(ordered)
-    found[inside] = ordered[places[inside]] == values[inside]
-    return found
-
-
-def checked_items(items: pl.DataFrame, schema: pl.Schema | None, known: KnownIds) -> pl.DataFrame:
-    """The table as a store keeps it, integer ids as int64.
-
-    Args:
-        items: Rows to append.
-        schema: Columns of the rows that are already there, which these must have; None for the first ones.
-        known: Ids that are already there.
-
-    Raises:
-        ValueError: If a column or an id is missing or of the wrong type, or an id occurs again.
-    """
-    if "item_id" not in items.columns:
-        raise ValueError(f"the item table has no column item_id; found {', '.join(items.columns) or 'no columns'}")
-    if items["item_id"].dtype.is_integer():
-        items = items.with_columns(pl.col("item_id").cast(pl.Int64, strict=False))  # null past 2^63 - 1
-    elif items["item_id"].dtype != pl.String:
-        raise ValueError(f"item_id must be strings or integers, found {items['item_id'].dtype}; cast it first")
-    ids = items["item_id"]
-    if ids.null_count():
-        raise ValueError(f"{ids.null_count()} items have no item_id that fits 64 bits; every row needs one")
-    if schema is not None and items.schema != schema:
-        raise ValueError(f"the items have the columns {_columns(items.schema)}, the store has {_columns(schema)}")
-    again = pl.concat([ids.filter(ids.is_duplicated()), known.among(ids)])
-    if len(again):
-        raise ValueError(f"item_id must be unique in a store; {again[0]!r} and {len(again) - 1} more occur again")
-    return items
-
-
-def _columns(schema: pl.Schema) -> str:
-    return ", ".join(f"{name} ({dtype})" for name, dtype in schema.items())
-
-
-def require_finite(items: pl.DataFrame, vectors: np.ndarray) -> None:
-    """Refuse vectors [n, d] that hold NaN or infinity.
-
-    Raises:
-        ValueError: If one does; the first such item is named, no vector is shown.
-    """
-    flat = vectors.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.dot(flat, flat)):  # one pass at memory speed; overflow only sends us to the exact check
-            return
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity, the first is item "
-            f"{items['item_id'][int(bad[0])]!r}; leave them out"
-        )
+def read_part_rows(folder: Path, part: ItemPart, start: int, stop: int) -> pl.DataFrame:
+    """Rows start..stop-1 of one file that `verify_part` found whole, read without the others."""
+    return pl.scan_parquet(folder / part.name, glob=False).slice(start, stop - start).collect()

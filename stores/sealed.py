@@ -16,15 +16,15 @@ def seal(body: dict[str, Any]) -> bytes:
 
 
 def unseal(path: Path, *, version: int) -> dict[str, Any]:
-    """Read what `seal` made, without the digest.
+    """Read what `seal` made, without the digest, in any format version from 1 to the given one.
 
     Args:
         path: The file.
-        version: The `format_version` the caller understands.
+        version: The newest `format_version` the caller understands; older ones are for it to tell apart.
 
     Raises:
         DamagedStore: If the file is not JSON, or its digest does not fit.
-        ValueError: If it is of another format version.
+        ValueError: If it is of a later format version.
         OSError: If it cannot be read.
     """
     content = path.read_bytes()
@@ -36,10 +36,12 @@ def unseal(path: Path, *, version: int) -> dict[str, Any]:
         intact, body = False, {}
     if not intact:
         raise DamagedStore(f"{path} does not match its own digest: it was altered; restore it from a copy")
-    if body.get("format_version") != version:
+    found = body.get("format_version")
+    if not isinstance(found, int) or not 1 <= found <= version:
+        understood = "1" if version == 1 else f"1 to {version}"
         raise ValueError(
-            f"{path} has format version {body.get('format_version')}, this version reads {version}; "
-            "use the version of the toolkit that wrote it"
+            f"{path} has format version {found}, this version reads {understood}; "
+            "use the version of the toolkit that wrote it, or a later one"
         )
     return body
 

@@ -153,7 +153,7 @@ def edit(folder, **changes):
         ({"source": {**NEW.to_dict(), "dim": 10**9}, "target": {**OLD.to_dict(), "dim": 10**9}}, "cannot be read"),
         ({"source": 3}, "cannot be read"),
         ({"training": None, "digest": None}, "does not match its digest"),
-        ({"format_version": 1}, "has format version 1, this version reads 2"),
+        ({"format_version": 3}, "has format version 3, this version reads 1 to 2"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(tmp_path, changes, message):

@@ -107,9 +107,11 @@ def test_what_it_says_is_what_was_planted(store, capsys):
     assert found["layout"] == {
         "chunk_rows": CHUNK,
         "chunks": 7,
+        "shard_chunks": 1,
         "dtype": "float32",
         "compression": "none",
         "item_parts": 1,
+        "rows_forgotten": 0,
         "bytes_vectors": sum(size for file, size in sizes.items() if "vectors" in file.parts),
         "bytes_items": sum(size for file, size in sizes.items() if "items" in file.parts),
         "bytes_total": sum(sizes.values()),

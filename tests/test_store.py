@@ -9,10 +9,10 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from stores.durable import StoreLocked
-from stores.item_parts import KnownIds
+from stores.new_items import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
@@ -231,19 +231,20 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A store beside a plain dict, through commits, reopenings and crashes."""
+    """A store beside a plain dict, through commits, reopenings, crashes, forgetting and compaction."""
 
-    def __init__(self):
-        super().__init__()
+    @initialize(shard_chunks=st.integers(1, 3))
+    def begin(self, shard_chunks):
         self.folder = tempfile.mkdtemp()
-        self.store = EmbeddingStore.create(f"{self.folder}/store", SPACE, chunk_rows=8)
+        self.store = EmbeddingStore.create(f"{self.folder}/store", SPACE, chunk_rows=8, shard_chunks=shard_chunks)
         self.committed: dict[str, np.ndarray] = {}
         self.pending: dict[str, np.ndarray] = {}
+        self.next = 0
 
     @rule(count=st.integers(0, 20))
     def append(self, count):
-        start = len(self.committed) + len(self.pending)
-        items, vectors = rows(start, start + count)
+        items, vectors = rows(self.next, self.next + count)
+        self.next += count
         self.store.append(items, vectors)
         self.pending |= dict(zip(items["item_id"], vectors, strict=True))
 
@@ -259,11 +260,32 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = EmbeddingStore.open(f"{self.folder}/store")
         self.pending = {}
 
+    @rule()
+    def reopen_without_closing(self):
+        self.store.commit()
+        self.committed |= self.pending
+        self.pending = {}
+        self.store._lock.release()  # as the kernel does for a process that was killed
+        self.store = EmbeddingStore.open(f"{self.folder}/store")
+
     @precondition(lambda self: self.committed)
     @rule()
     def append_again(self):
         with pytest.raises(ValueError, match="unique"):
-            self.store.append(*rows(0, 1))
+            self.store.append(*rows(int(next(iter(self.committed))), int(next(iter(self.committed))) + 1))
+
+    @precondition(lambda self: self.committed and not self.pending)
+    @rule(data=st.data())
+    def forget(self, data):
+        gone = data.draw(st.lists(st.sampled_from(sorted(self.committed)), unique=True, max_size=12))
+        assert self.store.forget(gone) == len(gone)
+        for item_id in gone:
+            del self.committed[item_id]
+
+    @precondition(lambda self: not self.pending)
+    @rule()
+    def compact(self):
+        self.store.compact()
 
     @invariant()
     def holds_what_was_committed(self):
@@ -289,7 +311,7 @@ TestStoreMachine.settings = settings(
 
 def test_item_files_do_not_depend_on_when_commits_happened(tmp_path, monkeypatch):
     monkeypatch.setattr("stores.item_parts.PART_ROWS", 20)
-    monkeypatch.setattr("stores.store.PART_ROWS", 20)
+    monkeypatch.setattr("stores.writer.PART_ROWS", 20)
     names = []
     for number, step in enumerate((50, 7, 20)):
         path = tmp_path / f"store{number}"

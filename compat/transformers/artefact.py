@@ -275,7 +275,10 @@ def load_transformer(folder: str | Path) -> Transformer:
         source, target = (EmbeddingSpace.from_dict(card[role]) for role in ("source", "target"))
         with torch.device("meta"):  # what the card claims takes no memory until the tensors prove it
             network = TRANSFORMERS[known_family(card["family"])](source.dim, target.dim)
-        network.load_state_dict(read_tensors(folder / "model.safetensors")[0], assign=True)
+        tensors = read_tensors(folder / "model.safetensors")[0]
+        if card["format_version"] == 1:
+            tensors = _from_version_1(card, tensors, network)
+        network.load_state_dict(tensors, assign=True)
         correction = None
         if card.get("correction"):
             correction = HubnessCorrection.from_tensors(card["correction"], read_tensors(folder / HUBNESS)[0])
@@ -290,9 +293,26 @@ def load_transformer(folder: str | Path) -> Transformer:
         )
     except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"the transformer at {folder} cannot be read: {error}") from None
-    if transformer.digest() != card["digest"]:
+    if card["format_version"] > 1 and transformer.digest() != card["digest"]:
         raise ValueError(f"the transformer at {folder} does not match its digest: a file was altered; train it again")
     return transformer
+
+
+def _from_version_1(
+    card: dict[str, Any], tensors: dict[str, torch.Tensor], network: torch.nn.Module
+) -> dict[str, torch.Tensor]:
+    """The tensors of a first-version artefact, whose affine maps had no centre, as this version names them.
+
+    Raises:
+        ValueError: If they do not match the card's digest.
+    """
+    head = {key: card[key] for key in ("family", "direction", "source", "target")}
+    if tensor_digest(tensors, json.dumps(head, sort_keys=True)) != card["digest"]:
+        raise ValueError("it does not match its digest: a file was altered; train it again")
+    expected = network.state_dict()
+    return tensors | {
+        name: torch.zeros(tensor.shape) for name, tensor in expected.items() if name == "centre" and name not in tensors
+    }
 
 
 def _described(familiarity: Familiarity) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Rewriting a store without the rows it was told to forget."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from stores.chunks import VectorChunks
+from stores.commit import GENERATION_NAME, Commit
+from stores.durable import sync_folder
+from stores.item_parts import PART_ROWS
+from stores.writer import StoreWriter
+
+
+def compact(
+    path: Path, commit: Commit, rows: int, read: Callable[[int, int], tuple[pl.DataFrame, np.ndarray]]
+) -> Commit:
+    """Write the rows that exist into folders of the next generation, and publish them.
+
+    Files before the first forgotten row are linked, not copied. A process that dies leaves the old generation or the
+    new one in force, never a mix; `remove_other_generations` removes the other.
+
+    Args:
+        path: The store's folder, whose lock the caller holds.
+        commit: What is there.
+        rows: How many rows exist.
+        read: Gives the items and vectors of the rows that exist from start to stop - 1.
+
+    Raises:
+        OSError: If the disk refuses; the commit before stays in force.
+        DamagedStore: If a file that must be rewritten is damaged.
+    """
+    kept = _untouched_rows(commit)
+    later = replace(
+        commit, rows=kept, parts=commit.parts[: kept // PART_ROWS], forgotten=(), generation=commit.generation + 1
+    )
+    items, vectors = later.items_folder(path), later.vectors_folder(path)
+    for folder in (items, vectors):
+        if folder.exists():  # of a process that died here
+            shutil.rmtree(folder)
+        folder.mkdir()
+    source = VectorChunks(commit.vectors_folder(path), commit.layout)
+    target = VectorChunks.create(vectors, commit.layout)
+    for part in later.parts:
+        os.link(commit.items_folder(path) / part.name, items / part.name)
+    for file in range(kept // commit.layout.file_rows):
+        target.path(file).parent.mkdir(parents=True)
+        os.link(source.path(file), target.path(file))
+        sync_folder(target.path(file).parent)
+    sync_folder(items)
+    writer = StoreWriter(path, later, target)
+    for start in range(kept, rows, PART_ROWS):
+        table, block = read(start, min(start + PART_ROWS, rows))
+        writer.append(table, block.astype(commit.layout.number, copy=False))
+    return writer.publish(None)
+
+
+def remove_other_generations(path: Path, commit: Commit) -> None:
+    """Remove the folders that an unfinished or finished compaction left, and the rows forgotten in them."""
+    current = {commit.vectors_folder(path), commit.items_folder(path)}
+    for entry in path.iterdir():
+        if GENERATION_NAME.fullmatch(entry.name) and entry.is_dir() and entry not in current:
+            shutil.rmtree(entry)
+    sync_folder(path)
+
+
+def _untouched_rows(commit: Commit) -> int:
+    """Rows before the first forgotten one that fill whole parts and whole files."""
+    first = commit.forgotten[0][0] if commit.forgotten else commit.rows
+    kept = first - first % PART_ROWS
+    while kept % commit.layout.file_rows:
+        kept -= PART_ROWS
+    return kept if all(part.rows == PART_ROWS for part in commit.parts[: kept // PART_ROWS]) else 0

@@ -1,0 +1,95 @@
+"""What an appended table and its vectors must satisfy."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+
+class KnownIds:
+    """The ids of a store, as sorted 64-bit hashes: looking an appended table up in them costs no scan of them all."""
+
+    def __init__(self, ids: pl.Series) -> None:
+        self._ids = [ids] if len(ids) else []
+        self._sorted = np.sort(ids.hash().to_numpy())
+        self._recent = self._sorted[:0]
+
+    def add(self, ids: pl.Series) -> None:
+        """Take in new ids."""
+        self._ids.append(ids)
+        self._recent = np.sort(np.concatenate([self._recent, ids.hash().to_numpy()]))
+        if len(self._recent) * 8 > len(self._sorted):  # merged rarely enough to cost little per id
+            self._sorted = np.sort(np.concatenate([self._sorted, self._recent]), kind="stable")
+            self._recent = self._sorted[:0]
+
+    def among(self, ids: pl.Series) -> pl.Series:
+        """Those of the given ids that are known."""
+        hashes = ids.hash().to_numpy()
+        suspects = ids.filter(pl.Series(_contains(self._sorted, hashes) | _contains(self._recent, hashes)))
+        if not len(suspects):
+            return suspects
+        return suspects.filter(suspects.is_in(pl.concat(self._ids).implode()))  # a hash may be another id's too
+
+
+def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    places = np.searchsorted(ordered, values)
+    found = np.zeros(len(values), bool)
+    inside = places < len(ordered)
+    found[inside] = ordered[places[inside]] == values[inside]
+    return found
+
+
+def checked_items(items: pl.DataFrame, schema: pl.Schema | None, known: KnownIds) -> pl.DataFrame:
+    """The table as a store keeps it, integer ids as int64.
+
+    Args:
+        items: Rows to append.
+        schema: Columns of the rows that are already there, which these must have; None for the first ones.
+        known: Ids that are already there.
+
+    Raises:
+        ValueError: If a column or an id is missing or of the wrong type, or an id occurs again.
+    """
+    if "item_id" not in items.columns:
+        raise ValueError(f"the item table has no column item_id; found {', '.join(items.columns) or 'no columns'}")
+    if items["item_id"].dtype.is_integer():
+        items = items.with_columns(pl.col("item_id").cast(pl.Int64, strict=False))  # null past 2^63 - 1
+    elif items["item_id"].dtype != pl.String:
+        raise ValueError(f"item_id must be strings or integers, found {items['item_id'].dtype}; cast it first")
+    ids = items["item_id"]
+    if ids.null_count():
+        raise ValueError(f"{ids.null_count()} items have no item_id that fits 64 bits; every row needs one")
+    if schema is not None and items.schema != schema:
+        raise ValueError(f"the items have the columns {_columns(items.schema)}, the store has {_columns(schema)}")
+    again = pl.concat([ids.filter(ids.is_duplicated()), known.among(ids)])
+    if len(again):
+        raise ValueError(f"item_id must be unique in a store; {again[0]!r} and {len(again) - 1} more occur again")
+    return items
+
+
+def _columns(schema: pl.Schema) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in schema.items())
+
+
+def finite_vectors(items: pl.DataFrame, vectors: np.ndarray, number: np.dtype) -> np.ndarray:
+    """Vectors [n, d] as numbers of a type, contiguous.
+
+    Raises:
+        ValueError: If one holds NaN, infinity, or what the type cannot; the first such item is named, no vector is
+            shown.
+    """
+    with np.errstate(over="ignore"):  # what is too large for the type becomes infinite and is refused below
+        kept = np.ascontiguousarray(vectors, dtype=number)
+    flat = kept.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        # One pass at memory speed; overflow only sends us to the exact check, as it does every float16.
+        if number.itemsize > 2 and np.isfinite(np.dot(flat, flat)):
+            return kept
+    bad = np.flatnonzero(~np.isfinite(kept).all(axis=1))
+    if len(bad):
+        what = "NaN or infinity" if number.itemsize > 2 else f"NaN, infinity or more than {np.finfo(number).max:g}"
+        raise ValueError(
+            f"{len(bad)} of {len(kept)} vectors hold {what}, the first is item "
+            f"{items['item_id'][int(bad[0])]!r}; leave them out"
+        )
+    return kept
