@@ -15,7 +15,7 @@ from compat.options import Direction
 from compat.vectors import BLOCK_ROWS, ArrayVectors, JoinedVectors, Vectors
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
-from stores.stream import shuffled_rows
+from stores.stream import shuffled_batches, shuffled_rows
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,19 @@ class Pairs:
     def shuffled(self, size: int, *, seed: int) -> Iterator[np.ndarray]:
         """Pair numbers in batches of `size`, each once, mixed within a buffer of neighbouring rows."""
         return shuffled_rows(len(self), size, chunk_rows=self.old.chunk_rows, seed=seed)
+
+    def batches(self, size: int, direction: Direction, *, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All pairs as (source, target) batches of `size`, each pair once, mixed as `shuffled` mixes them.
+
+        The rows of a batch come in an order that is quick to gather, so this is the way to stream what is on disk.
+        """
+
+        def numbers(start: int, stop: int) -> tuple[np.ndarray]:
+            return (np.arange(start, stop),)
+
+        chunk_rows = self.old.chunk_rows
+        for (pairs,) in shuffled_batches(numbers, len(self), size, chunk_rows=chunk_rows, seed=seed, by_chunk=True):
+            yield self.take(pairs, direction)
 
     def fingerprint(self) -> str:
         """Digest over both spaces, all vectors of both sides, which are paired, labels and weights, hexadecimal."""

@@ -32,6 +32,10 @@ class ConvertOptions:
         space_name: Name of the model that made the vectors, for a source that cannot tell, such as a bare array.
         normalized: Whether all vectors of such a source have unit length; auto reads it once to find out.
         batch_rows: Rows in memory at a time.
+        dtype: What a store keeps numbers as; float16 takes half the space and keeps three digits. These three options
+            are for a target that is a store.
+        chunk_rows: Rows of a store that are checked and read together.
+        shard_chunks: Chunks in one file of a store; several make fewer files.
     """
 
     source: str = field(kw_only=False)
@@ -41,6 +45,9 @@ class ConvertOptions:
     space_name: str | None = None
     normalized: Literal["auto", "yes", "no"] = "auto"
     batch_rows: int = 8192
+    dtype: Literal["float32", "float16"] = "float32"
+    chunk_rows: int = 4096
+    shard_chunks: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_rows < 1:
@@ -81,8 +88,12 @@ def convert(options: ConvertOptions) -> ConvertResult:
         items=read_item_table(options.ids, "item_id") if options.ids else None,
         labels=read_item_table(options.labels, "label")["label"] if options.labels else None,
     )
+    for note in getattr(source, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     space = _space_of(source, options)
-    target = open_target(options.target, space, _provenance(source, options))
+    provenance = _provenance(source, options)
+    _lay_out(options, space, provenance)
+    target = open_target(options.target, space, provenance)
     try:
         rows_before, already_complete = target.rows_committed, target.finished
         if not already_complete:
@@ -96,6 +107,24 @@ def convert(options: ConvertOptions) -> ConvertResult:
         return ConvertResult(options.target, target.rows_committed, space, rows_before, already_complete)
     finally:
         target.close()
+
+
+def _lay_out(options: ConvertOptions, space: "EmbeddingSpace", provenance: dict[str, Any]) -> None:
+    """Begin a store that is to be laid out otherwise than by default."""
+    from stores.galleries import locate
+    from stores.galleries.zarr_store import begin_target
+    from stores.layout import VectorLayout
+
+    layout = VectorLayout(space.dim, options.chunk_rows, options.dtype, options.shard_chunks)
+    if layout == VectorLayout(space.dim):
+        return
+    scheme, location = locate(options.target)
+    if scheme != "zarr":
+        raise ValueError(
+            f"--dtype, --chunk-rows and --shard-chunks lay out a store, but {options.target} is a gallery of the kind "
+            f"{scheme}; leave them out"
+        )
+    begin_target(location, space, provenance, layout)
 
 
 def _space_of(source: "GallerySource", options: ConvertOptions) -> "EmbeddingSpace":

@@ -174,6 +174,11 @@ class EmbeddingStore:
         return json.loads(json.dumps(self._commit.provenance))
 
     @property
+    def layout(self) -> VectorLayout:
+        """How the vectors lie on disk."""
+        return self._commit.layout
+
+    @property
     def chunk_rows(self) -> int:
         """Rows that are checked and read together."""
         return self._commit.layout.chunk_rows
@@ -192,6 +197,11 @@ class EmbeddingStore:
             gone = self._forgotten.within(0, self._commit.rows)
             self._items = table if not len(gone) else _without(table, gone)
         return self._items
+
+    @property
+    def forgotten_items(self) -> pl.DataFrame:
+        """The item table's rows that were forgotten and whose bytes are there until `compact`."""
+        return self._table.whole()[self._forgotten.within(0, self._commit.rows)]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Vectors start..stop-1, float32 [stop - start, d], read-only: a map of the file where one chunk holds them.
@@ -240,6 +250,17 @@ class EmbeddingStore:
         out[order] = gathered
         return out
 
+    def batch(self, start: int, stop: int) -> Batch:
+        """Items and vectors of rows start..stop-1, read-only, without more of the item table in memory than that takes.
+
+        Raises:
+            IndexError: If the range is not within the committed rows.
+            DamagedStore: If a file is missing or was altered.
+            StaleStore: If the store was compacted since it was opened.
+        """
+        vectors = self.rows(start, stop)
+        return Batch(self._items_of(start, stop), vectors)
+
     def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[Batch]:
         """All committed rows in batches of `size`, the last perhaps shorter, in bounded memory.
 
@@ -267,8 +288,7 @@ class EmbeddingStore:
         if size < 1:
             raise ValueError(f"a batch needs at least 1 row, found size={size}")
         for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield Batch(self._items_of(start, stop), self.rows(start, stop))
+            yield self.batch(start, min(start + size, len(self)))
 
     def append(self, items: pl.DataFrame, vectors: np.ndarray) -> None:
         """Add rows, invisible until `commit`.
@@ -355,7 +375,7 @@ class EmbeddingStore:
         self._require_nothing_pending("compact")
         commit = self._commit
         if commit.forgotten:
-            commit = compact(self.path, commit, len(self), lambda *rows: (self._items_of(*rows), self.rows(*rows)))
+            commit = compact(self.path, commit, len(self), self.batch)
         remove_other_generations(self.path, commit)
         self._use(commit)
 

@@ -129,6 +129,22 @@ def test_normalized_is_found_out_or_told(scale, normalized, expected):
     assert result.space.normalized == expected
 
 
+def test_a_store_can_be_laid_out():
+    layout = ["--dtype", "float16", "--chunk-rows", "8", "--shard-chunks", "3"]
+    succeed("old.npy", "out", "--space-name", "r50", *layout)
+    store = EmbeddingStore.open("out")
+    assert (store.layout.dtype, store.layout.chunk_rows, store.layout.shard_chunks) == ("float16", 8, 3)
+    np.testing.assert_array_equal(store.rows(0, ROWS), np.load("old.npy").astype(np.float16).astype(np.float32))
+    assert "already complete" in succeed("old.npy", "out", "--space-name", "r50", *layout)
+    assert "already complete" in succeed("old.npy", "out", "--space-name", "r50")
+    ran = run("old.npy", "out", "--space-name", "r50", "--chunk-rows", "16")
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "is laid out otherwise" in ran.stderr
+    ran = run("old.npy", "out.parquet", "--space-name", "r50", "--dtype", "float16")
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "lay out a store, but out.parquet is a gallery of the kind parquet" in ran.stderr
+
+
 def test_an_empty_array():
     np.save("none.npy", np.empty((0, 4), np.float32))
     assert convert(ConvertOptions("none.npy", "out.parquet", space_name="r50")).rows == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.galleries.gallery import row_ranges
+from stores.layout import VectorLayout
 from stores.space import EmbeddingSpace
 from stores.store import Batch, EmbeddingStore
 
@@ -30,7 +31,7 @@ class StoreSource:
     def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
         """Rows start.. in row order; see `GallerySource`."""
         for first, stop in row_ranges(len(self), size, start):
-            yield Batch(self._store.items[first:stop], self._store.rows(first, stop))
+            yield self._store.batch(first, stop)
 
 
 class StoreTarget:
@@ -119,6 +120,29 @@ def open_source(location: str) -> StoreSource:
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> StoreTarget:
     """Begin or go on with a store in the folder `location`; see `StoreTarget`."""
     return StoreTarget(Path(location), space, provenance)
+
+
+def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any], layout: VectorLayout) -> None:
+    """Make the store of a target with a layout of its own, for `open_target` to go on with.
+
+    Raises:
+        FileExistsError: If something else is there, or the same with another layout.
+    """
+    path = Path(location)
+    if not (path / "store.json").is_file():
+        EmbeddingStore.create(
+            path,
+            space,
+            chunk_rows=layout.chunk_rows,
+            dtype=layout.dtype,
+            shard_chunks=layout.shard_chunks,
+            provenance=json.loads(json.dumps(provenance)) | {COMPLETE: False},
+        ).close()
+    elif (found := EmbeddingStore.open(path).layout) != layout:
+        raise FileExistsError(
+            f"{path} already exists and is laid out otherwise: {found}, expected {layout}; name another target, or "
+            "leave the options of the layout out to go on with it"
+        )
 
 
 def require_same_origin(
