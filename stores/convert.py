@@ -1,8 +1,8 @@
 """Copy a gallery into another format: `python -m stores.convert SOURCE TARGET`.
 
-SOURCE and TARGET are scheme:path or a path: a Zarr store, or by its ending .npy, .npz, .parquet, .arrow, .feather,
-.csv, .h5 or .faiss. `csv+json:FILE` writes each vector as one column of JSON. An interrupted copy goes on when the same
-command is run again.
+SOURCE and TARGET are scheme:path or a path: a store, or by its ending .npy, .npz, .parquet, .arrow, .feather, .csv, .h5
+or .faiss. `csv+json:FILE` writes each vector as one column of JSON, `zarr+array:FOLDER` a plain Zarr group. An
+interrupted copy goes on when the same command is run again.
 """
 
 import sys
@@ -81,6 +81,7 @@ def convert(options: ConvertOptions) -> ConvertResult:
         ValueError: If the source or a table is damaged, they do not fit each other, or an option is missing.
     """
     from stores.galleries import open_source, open_target
+    from stores.galleries.gallery import notes_of
     from stores.item_tables import read_item_table
 
     source = open_source(
@@ -88,7 +89,7 @@ def convert(options: ConvertOptions) -> ConvertResult:
         items=read_item_table(options.ids, "item_id") if options.ids else None,
         labels=read_item_table(options.labels, "label")["label"] if options.labels else None,
     )
-    for note in getattr(source, "notes", ()):
+    for note in notes_of(source):
         print(f"note: {note}", file=sys.stderr)
     space = _space_of(source, options)
     provenance = _provenance(source, options)

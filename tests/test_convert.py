@@ -145,6 +145,22 @@ def test_a_store_can_be_laid_out():
     assert "lay out a store, but out.parquet is a gallery of the kind parquet" in ran.stderr
 
 
+def test_vectors_decoded_from_codes_are_said_to_be_approximations():
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexScalarQuantizer(DIM, faiss.ScalarQuantizer.QT_8bit)
+    index.train(np.load("old.npy"))
+    index.add(np.load("old.npy"))
+    faiss.write_index(index, "codes.faiss")
+    for further in ([], ["--ids", "names.csv"]):
+        ran = run("codes.faiss", f"out{len(further)}", "--space-name", "r50", *further)
+        assert ran.returncode == 0
+        assert ran.stderr.startswith("note: codes.faiss ")
+        assert ran.stderr.count("\n") == 1
+        store = EmbeddingStore.open(f"out{len(further)}")
+        assert store.provenance["source_provenance"]["exact"] is False
+        np.testing.assert_allclose(store.rows(0, ROWS), np.load("old.npy"), atol=0.5)
+
+
 def test_an_empty_array():
     np.save("none.npy", np.empty((0, 4), np.float32))
     assert convert(ConvertOptions("none.npy", "out.parquet", space_name="r50")).rows == 0

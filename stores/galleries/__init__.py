@@ -1,8 +1,8 @@
 """Galleries in the formats and engines people keep them in, read and written in bounded memory.
 
 A gallery is named by a URI: `scheme:location`, where the scheme is a key of `GALLERIES`, or a bare path, which is a
-file of the format its ending names in `ENDINGS`, else a Zarr store. A new engine is one module with the two functions
-of `GalleryEngine`, and one line here.
+file of the format its ending names in `ENDINGS`, else a Zarr store; a folder that is read may also be a Zarr array or
+group that somebody else made. A new engine is one module with the two functions of `GalleryEngine`, and one line here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from stores.durable import sha256_of
-from stores.galleries import arrow, csv_json, csv_table, faiss_index, hdf5, npy, npz, parquet, zarr_store
+from stores.galleries import arrow, csv_json, csv_table, faiss_index, hdf5, npy, npz, parquet, zarr_array, zarr_store
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
 from stores.space import EmbeddingSpace
@@ -32,6 +32,7 @@ GALLERIES: dict[str, GalleryEngine] = {
     "csv": csv_table,
     "csv+json": csv_json,
     "hdf5": hdf5,
+    "zarr+array": zarr_array,
 }
 """The engines by the scheme of their URIs."""
 
@@ -47,6 +48,7 @@ ENDINGS = {
     ".hdf5": "hdf5",
     ".faiss": "faiss",
     ".index": "faiss",
+    ".zip": "zarr+array",
 }
 """Which scheme a bare path with such an ending stands for."""
 
@@ -88,7 +90,7 @@ def open_source(
         FileNotFoundError: If there is none.
         ValueError: If it is damaged or unfinished, or space, items or labels do not fit it.
     """
-    scheme, location = locate(uri)
+    scheme, location = _locate_source(uri)
     source = GALLERIES[scheme].open_source(location)
     if space is None and items is None and labels is None:
         return source
@@ -102,8 +104,18 @@ def digest(uri: str) -> str:
         FileNotFoundError: If there is none.
         ValueError: If the scheme is unknown.
     """
-    path = Path(locate(uri)[1])
-    return EmbeddingStore.open(path).digest() if path.is_dir() else sha256_of(path)
+    scheme, location = _locate_source(uri)
+    path = Path(location)
+    if not path.is_dir():
+        return sha256_of(path)
+    return zarr_array.digest(path) if scheme == "zarr+array" else EmbeddingStore.open(path).digest()
+
+
+def _locate_source(uri: str) -> tuple[str, str]:
+    scheme, location = locate(uri)
+    if scheme == "zarr" and zarr_array.is_zarr_array(Path(location)):
+        return "zarr+array", location
+    return scheme, location
 
 
 def open_target(uri: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> GalleryTarget:

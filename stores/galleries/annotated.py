@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from stores.galleries.gallery import GallerySource, row_ranges
+from stores.galleries.gallery import GallerySource, notes_of, row_ranges
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
@@ -45,6 +45,7 @@ class AnnotatedSource:
         self.space = source.space or space
         self.dim = source.dim
         self.provenance = source.provenance
+        self.notes = notes_of(source)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -11,27 +11,26 @@ from typing import Any
 import polars as pl
 
 from stores.chunks import DamagedStore
-from stores.galleries.card import GalleryCard, readable, verified_card
-from stores.galleries.parquet import VECTOR, ParquetSource, block_rows, streamed_table
+from stores.galleries.card import readable, verified_card
+from stores.galleries.gallery import row_ranges
 from stores.galleries.spooled import SpooledTarget
+from stores.galleries.vector_table import VECTOR, TableSource
 from stores.space import EmbeddingSpace
-from stores.store import Batch, EmbeddingStore
+from stores.store import EmbeddingStore
 
 _MAGIC = b"ARROW1"
+_BLOCK_BYTES = 32 * 2**20  # of vectors in a record batch
 
 
-class ArrowSource(ParquetSource):
-    """Rows of an Arrow IPC file, read a block at a time.
-
-    Args:
-        path: A table with a column `vector`: arrays of floats, or lists of floats that are all of one length.
-        card: What the toolkit recorded when it wrote the file, if it did.
+class ArrowTable:
+    """An Arrow IPC file, read a block at a time.
 
     Raises:
-        ValueError: If the column is missing or of another type, or the table cannot be read.
+        DamagedStore: If it cannot be read.
+        ValueError: If it is no such file.
     """
 
-    def __init__(self, path: Path, card: GalleryCard | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
@@ -41,19 +40,24 @@ class ArrowSource(ParquetSource):
             self._table = pl.scan_ipc(path, glob=False)
             self._columns = self._table.collect_schema()
             self._rows: int = self._table.select(pl.len()).collect().item()
-            self.dim = self._read_dim()
-        if self.dim < 1:
-            raise ValueError(f"{path} has vectors of {self.dim} floats, expected 1 or more; write it again")
-        self.space = card.space if card else None
-        self.provenance = card.provenance if card else {}
 
-    def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
-        """Rows start.. in row order; see `GallerySource`."""
-        with _legible(self._path):
-            yield from super().scan(size, start=start)
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def columns(self) -> pl.Schema:
+        """Its columns."""
+        return self._columns
+
+    def blocks(self, start: int, size: int) -> Iterator[pl.DataFrame]:
+        """Rows start.. in order; see `TableReader`."""
+        for first, stop in row_ranges(len(self), size, start):
+            with _legible(self._path):
+                table = self._table.slice(first, stop - first).collect()
+            yield table
 
 
-def open_source(location: str) -> ArrowSource:
+def open_source(location: str) -> TableSource:
     """Open a table. Without a column `item_id` the ids are the row numbers.
 
     Raises:
@@ -62,7 +66,7 @@ def open_source(location: str) -> ArrowSource:
     """
     path = Path(location)
     card = verified_card(path)
-    return ArrowSource(path, card)
+    return TableSource(path, card, ArrowTable(path), _BLOCK_BYTES)
 
 
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
@@ -84,10 +88,23 @@ def _legible(path: Path) -> Iterator[None]:
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:
-    size = block_rows(store.space.dim)
-    table = streamed_table(store, size)
+    size = max(1, _BLOCK_BYTES // (4 * store.space.dim))
+    table = _streamed_table(store, size)
     with path.open("wb", buffering=0) as file:
         # The oldest layout of strings, which every Arrow library reads.
         table.sink_ipc(file, compression="uncompressed", record_batch_size=size, compat_level=pl.CompatLevel.oldest())
         os.fsync(file.fileno())
     return [path]
+
+
+def _streamed_table(store: EmbeddingStore, size: int) -> pl.LazyFrame:
+    """The item table of a store with its vectors as a column, read `size` rows at a time when it is written."""
+    from polars.io.plugins import register_io_source
+
+    kind = pl.Array(pl.Float32, store.space.dim)
+
+    def tables(*_: object) -> Iterator[pl.DataFrame]:
+        for batch in store.batches(size):
+            yield batch.items.with_columns(pl.Series(VECTOR, batch.vectors, dtype=kind))
+
+    return register_io_source(tables, schema={**store.items.schema, VECTOR: kind})

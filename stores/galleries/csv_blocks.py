@@ -95,7 +95,8 @@ def _require_equal_rows(path: Path, block: bytes, columns: Columns, first: int) 
 def _rows(path: Path, file: IO[bytes], size: int) -> Iterator[bytes]:
     rest = file.read(size).removeprefix(_BOM)
     while rest:
-        more = file.read(size)
+        # A row that is long already is doubled: to add a little to it again and again would copy it each time.
+        more = file.read(max(size, min(len(rest), _MOST_BYTES + 1 - len(rest))))
         if not more:
             yield rest.rstrip(b"\r\n") + b"\n"  # empty lines at the end are no rows
             return

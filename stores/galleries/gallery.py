@@ -89,6 +89,11 @@ class GalleryEngine(Protocol):
         ...
 
 
+def notes_of(source: GallerySource) -> tuple[str, ...]:
+    """What whoever uses a source's vectors should know, a line each: its `notes`, where it has some to make."""
+    return getattr(source, "notes", ())
+
+
 def row_ranges(rows: int, size: int, start: int) -> Iterator[tuple[int, int]]:
     """Cut rows start..rows-1 into [first, stop) ranges of `size`, the last perhaps shorter.
 

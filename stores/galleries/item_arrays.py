@@ -18,6 +18,8 @@ from stores.galleries.card import row_numbers
 VECTORS = "vectors"
 """The name of the array of vectors."""
 
+_ALSO_VECTORS = "embeddings"
+
 _WIDEST_TEXT = 256  # characters; NumPy gives every string the room of the longest
 
 
@@ -39,7 +41,7 @@ def _is_plain(column: pl.Series) -> bool:
 
 
 def name_of_vectors(path: Path, matrices: Collection[str], names: Collection[str]) -> str:
-    """Which array of a file holds the vectors: `vectors`, or the only matrix of floats there is.
+    """Which array of a file holds the vectors: `vectors`, else `embeddings`, else the only matrix of floats there is.
 
     Args:
         path: The file, for the error.
@@ -51,8 +53,11 @@ def name_of_vectors(path: Path, matrices: Collection[str], names: Collection[str
     """
     if VECTORS in matrices:
         return VECTORS
-    if len(matrices) == 1 and VECTORS not in names:
-        return next(iter(matrices))
+    if VECTORS not in names:
+        if _ALSO_VECTORS in matrices:
+            return _ALSO_VECTORS
+        if len(matrices) == 1:
+            return next(iter(matrices))
     shown = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
     raise ValueError(
         f"{path} holds the arrays {shown or '(none)'}, {len(matrices)} of them floats [n, d]; expected one of these, "

@@ -18,6 +18,7 @@ from stores.store import EmbeddingStore
 
 _BLOCK_ROWS = 8192
 _MAGIC = b"\x93NUMPY"
+_MOST_HEADER = 10_000  # bytes; numpy itself trusts no more
 
 
 def open_source(location: str) -> MappedSource:
@@ -32,8 +33,12 @@ def open_source(location: str) -> MappedSource:
     path = Path(location)
     card = verified_card(path)
     with path.open("rb") as file:
-        if not file.read(len(_MAGIC)).startswith((_MAGIC, b"PK")):  # numpy would take anything else for a pickle
+        head = file.read(len(_MAGIC) + 6)
+        if not head.startswith((_MAGIC, b"PK")):  # numpy would take anything else for a pickle
             raise ValueError(f"{path} is no .npy file; save the array by numpy.save")
+        # A header of versions 2 and 3 may claim 4 GB, which numpy would read before it doubts them.
+        if head.startswith(_MAGIC) and head[6:7] != b"\x01" and int.from_bytes(head[8:12], "little") > _MOST_HEADER:
+            raise ValueError(f"{path} claims a header too large for an array of floats; save it by numpy.save")
     try:
         # Also refuses headers of unreasonable size, and shapes that the file is too short for.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
