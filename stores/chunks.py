@@ -1,7 +1,8 @@
 """The vectors of a store: one Zarr v3 array [rows, dim] whose files are mapped into memory, each chunk checked once.
 
 Any Zarr v3 reader understands the files (see `stores.layout`). Reading them through a map instead of through a Zarr
-library is what makes a store nearly as fast as a bare memory-mapped array.
+library is what makes a store nearly as fast as a bare memory-mapped array. A file that somebody cuts while it is mapped
+ends the process that reads it (SIGBUS), as with every memory map; the store itself never cuts a file, it replaces it.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ class VectorChunks:
     Args:
         folder: The Zarr array's folder.
         layout: How the rows lie in its files.
+        rows: Rows that are committed.
+        checksums: CRC-32C of the committed rows of each chunk, 4 bytes after 4 bytes; None where nobody wrote
+            them down.
     """
 
-    def __init__(self, folder: Path, layout: VectorLayout) -> None:
+    def __init__(self, folder: Path, layout: VectorLayout, rows: int = 0, checksums: bytes | None = None) -> None:
         self.folder = folder
         self.layout = layout
+        self.expect(rows, checksums)
         self._maps: dict[int, np.ndarray] = {}
         self._blocks: dict[int, np.ndarray] = {}
         self._verified: set[int] = set()
@@ -49,28 +54,40 @@ class VectorChunks:
         folder.mkdir(parents=True, exist_ok=True)
         chunks = cls(folder, layout)
         chunks._write_metadata(layout.zarr_metadata(0))
+        sync_folder(folder)
         return chunks
+
+    def expect(self, rows: int, checksums: bytes | None) -> None:
+        """Take in what was committed since."""
+        self._rows, self._checksums = rows, checksums
 
     def path(self, file: int) -> Path:
         """Where the file of this number is."""
         return self.folder / "c" / str(file) / "0"
 
-    def write(self, file: int, rows: np.ndarray, *, replace: bool) -> None:
+    def write(self, file: int, rows: np.ndarray, *, replace: bool) -> bytes:
         """Write a file, float [n <= file_rows, dim]; it is on disk for sure after `sync`.
 
         Args:
             file: Its number.
             rows: What it holds.
             replace: Whether it holds committed rows already, so that it must never be seen half-written.
+
+        Returns:
+            CRC-32C of the rows in each of its chunks, 4 bytes after 4 bytes.
         """
         layout = self.layout
         parts: list[np.ndarray | bytes] = []
+        checksums = []
         for start in range(0, len(rows), layout.chunk_rows):
             block = np.ascontiguousarray(rows[start : start + layout.chunk_rows], dtype=layout.number)
+            checksums.append(_checksum(block))
             if len(block) < layout.chunk_rows:
                 padding = np.zeros((layout.chunk_rows - len(block), layout.dim), layout.number)
                 block = np.concatenate([block, padding])
-            parts += [block, _checksum(block)]
+                parts += [block, _checksum(block)]
+            else:
+                parts += [block, checksums[-1]]
         index = layout.index(-(-len(rows) // layout.chunk_rows))
         if index:
             parts += [index, _checksum(index)]
@@ -80,12 +97,13 @@ class VectorChunks:
             write_atomically(path, parts)
         else:
             write_plainly(path, parts)
-            self._flushing.add(path)
+        self._flushing.add(path)
         # A map made earlier shows the replaced file.
         self._maps.pop(file, None)
         for chunk in range(file * layout.shard_chunks, (file + 1) * layout.shard_chunks):
             self._blocks.pop(chunk, None)
             self._verified.discard(chunk)
+        return b"".join(checksums)
 
     def sync(self) -> None:
         """Return when everything written so far is on disk and outlives a power cut.
@@ -130,19 +148,46 @@ class VectorChunks:
                 raise DamagedStore(
                     f"chunk file {self.path(file)} does not match its checksum: its bytes were altered; {_RESTORE}"
                 )
+            self._require_committed(chunk, raw[start : stop + CHECKSUM_BYTES])
             self._verified.add(chunk)
         return raw[start:stop].view(layout.number).reshape(layout.chunk_rows, layout.dim)
 
-    def checksum(self, chunk: int) -> bytes:
-        """The CRC-32C that a chunk carries, 4 bytes.
+    def _require_committed(self, chunk: int, content: np.ndarray) -> None:
+        """Compare a chunk, whole in itself, with what was committed: it may be another one, or an older version."""
+        if self._checksums is None:
+            return
+        rows = self._rows - chunk * self.layout.chunk_rows
+        if rows >= self.layout.chunk_rows:
+            found = content[-CHECKSUM_BYTES:].tobytes()
+        else:  # somebody may have added rows to the chunk since
+            found = _checksum(content[: max(rows, 0) * self.layout.dim * self.layout.number.itemsize])
+        if found != self._checksums[chunk * CHECKSUM_BYTES : (chunk + 1) * CHECKSUM_BYTES]:
+            raise DamagedStore(
+                f"chunk file {self.path(self.layout.place(chunk)[0])} holds other rows than were committed: it was "
+                f"exchanged, or is an older version; {_RESTORE}"
+            )
+
+    def checksums(self) -> bytes:
+        """CRC-32C of the committed rows of each chunk, 4 bytes after 4 bytes; read from the files where need be.
 
         Raises:
-            DamagedStore: If its file ends before.
+            DamagedStore: If a file is damaged.
         """
+        if self._checksums is not None:
+            return self._checksums
+        full, rest = divmod(self._rows, self.layout.chunk_rows)
+        found = [self._carried(chunk) for chunk in range(full)]
+        return b"".join([*found, _checksum(self.block(full)[:rest])] if rest else found)
+
+    def _carried(self, chunk: int) -> bytes:
+        """The CRC-32C that a chunk carries in its file."""
         file, start = self.layout.place(chunk)
-        with self.path(file).open("rb") as opened:
-            opened.seek(start + self.layout.chunk_bytes)
-            checksum = opened.read(CHECKSUM_BYTES)
+        try:
+            with self.path(file).open("rb") as opened:
+                opened.seek(start + self.layout.chunk_bytes)
+                checksum = opened.read(CHECKSUM_BYTES)
+        except FileNotFoundError:
+            raise DamagedStore(f"chunk file {self.path(file)} is missing; {_RESTORE}") from None
         if len(checksum) < CHECKSUM_BYTES:
             raise DamagedStore(f"chunk file {self.path(file)} was cut short; {_RESTORE}")
         return checksum

@@ -7,14 +7,15 @@ forgotten rows, and folders of a later generation. This toolkit reads both.
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stores.chunks import DamagedStore
+from stores.chunks import DamagedStore, VectorChunks
 from stores.durable import sync_folder, write_atomically
-from stores.layout import VectorLayout
+from stores.layout import CHECKSUM_BYTES, VectorLayout
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 
@@ -45,6 +46,8 @@ class Commit:
         provenance: JSON values that say where the vectors come from.
         forgotten: Ranges [start, stop) of rows on disk that were forgotten, in order, none touching the next.
         generation: How often the store was compacted; each time its files move to folders of that number.
+        checksums: CRC-32C of the rows in each chunk, 4 bytes after 4 bytes, so that no file can stand in for another or
+            for a later version of itself. None in what earlier releases wrote.
     """
 
     space: EmbeddingSpace
@@ -54,6 +57,7 @@ class Commit:
     provenance: dict[str, Any]
     forgotten: tuple[tuple[int, int], ...] = field(default=())
     generation: int = 0
+    checksums: bytes | None = b""
 
     @property
     def version(self) -> int:
@@ -68,6 +72,10 @@ class Commit:
     def items_folder(self, store: Path) -> Path:
         """The folder of the item table's parts."""
         return store / _of_generation("items", self.generation)
+
+    def chunks(self, store: Path) -> VectorChunks:
+        """The Zarr array's chunks, as they were committed."""
+        return VectorChunks(self.vectors_folder(store), self.layout, self.rows, self.checksums)
 
     @classmethod
     def read(cls, store: Path) -> Commit:
@@ -91,10 +99,14 @@ class Commit:
                 provenance=body["provenance"],
                 forgotten=tuple((start, stop) for start, stop in body.get("forgotten", ())),
                 generation=body.get("generation", 0),
+                checksums=base64.b64decode(body["checksums"]) if "checksums" in body else None,
             )
             odd = [part.name for part in commit.parts if not PART_NAME.fullmatch(part.name)]
             if odd or sum(part.rows for part in commit.parts) != commit.rows:
                 raise ValueError(f"item parts {', '.join(odd) or 'of another number of rows'}")
+            chunks = -(-commit.rows // commit.layout.chunk_rows)
+            if commit.checksums is not None and len(commit.checksums) != chunks * CHECKSUM_BYTES:
+                raise ValueError(f"{len(commit.checksums)} bytes of checksums for {chunks} chunks")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedStore(f"{path} is no record of a store ({error}); restore it from a copy") from None
         return commit
@@ -110,6 +122,8 @@ class Commit:
             "items": [{"file": part.name, "rows": part.rows, "sha256": part.sha256} for part in self.parts],
             "provenance": self.provenance,
         }
+        if self.checksums is not None:
+            body["checksums"] = base64.b64encode(self.checksums).decode()
         if self.version > 1:
             body |= {
                 "dtype": self.layout.dtype,

@@ -15,6 +15,7 @@ from stores.chunks import VectorChunks
 from stores.commit import GENERATION_NAME, Commit
 from stores.durable import sync_folder
 from stores.item_parts import PART_ROWS
+from stores.layout import CHECKSUM_BYTES
 from stores.writer import StoreWriter
 
 
@@ -37,16 +38,22 @@ def compact(
         DamagedStore: If a file that must be rewritten is damaged.
     """
     kept = _untouched_rows(commit)
+    source = commit.chunks(path)
     later = replace(
-        commit, rows=kept, parts=commit.parts[: kept // PART_ROWS], forgotten=(), generation=commit.generation + 1
+        commit,
+        rows=kept,
+        parts=commit.parts[: kept // PART_ROWS],
+        forgotten=(),
+        generation=commit.generation + 1,
+        checksums=source.checksums()[: kept // commit.layout.chunk_rows * CHECKSUM_BYTES],
     )
     items, vectors = later.items_folder(path), later.vectors_folder(path)
     for folder in (items, vectors):
         if folder.exists():  # of a process that died here
             shutil.rmtree(folder)
         folder.mkdir()
-    source = VectorChunks(commit.vectors_folder(path), commit.layout)
     target = VectorChunks.create(vectors, commit.layout)
+    target.expect(kept, later.checksums)
     for part in later.parts:
         os.link(commit.items_folder(path) / part.name, items / part.name)
     for file in range(kept // commit.layout.file_rows):
@@ -54,6 +61,7 @@ def compact(
         os.link(source.path(file), target.path(file))
         sync_folder(target.path(file).parent)
     sync_folder(items)
+    sync_folder(path)
     writer = StoreWriter(path, later, target)
     for start in range(kept, rows, PART_ROWS):
         table, block = read(start, min(start + PART_ROWS, rows))

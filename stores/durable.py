@@ -145,6 +145,16 @@ class WriterLock:
             raise StoreLocked(f"{self._folder} is being written by another process; wait for it to end") from None
         self._file = file
 
+    def require_held(self) -> None:
+        """Make sure, before something is published, that nobody removed the lock's file and so let others in.
+
+        Raises:
+            StoreLocked: If it is another file now, or none.
+        """
+        path = self._folder / ".lock"
+        if self._file is None or not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+            raise StoreLocked(f"{path} was removed while this process wrote, and another may write now; open it again")
+
     def release(self) -> None:
         """Give the lock back; does nothing when it is not held."""
         if self._file is not None:

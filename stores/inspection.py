@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stores.chunks import DamagedStore, VectorChunks
+from stores.chunks import DamagedStore
 from stores.commit import COMMIT_FILE, Commit
 from stores.durable import StoreLocked
 from stores.galleries.zarr_store import COMPLETE
@@ -225,7 +225,7 @@ def _look_at_items(folder: Path, commit: Commit, on_step: OnStep) -> _Items:
 
 def _look_at_sample(store: EmbeddingStore, commit: Commit, norms: Norms, on_step: OnStep) -> list[str]:
     """Norms of some chunks, and what is damaged among what that takes."""
-    chunks = VectorChunks(commit.vectors_folder(store.path), commit.layout)
+    chunks = commit.chunks(store.path)
     problems = [
         f"chunk file {file} is missing; restore it from a copy or extract again" for file in chunks.missing(commit.rows)
     ]

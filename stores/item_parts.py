@@ -39,7 +39,10 @@ def read_part(folder: Path, part: ItemPart) -> pl.DataFrame:
         DamagedStore: If it is missing, altered or of another length.
     """
     verify_part(folder, part)
-    items = pl.read_parquet(folder / part.name)
+    try:
+        items = pl.read_parquet(folder / part.name)
+    except FileNotFoundError:
+        raise _missing(folder / part.name) from None
     if len(items) != part.rows:
         raise DamagedStore(f"item table {folder / part.name} has {len(items)} rows, expected {part.rows}")
     return items
@@ -52,12 +55,21 @@ def verify_part(folder: Path, part: ItemPart) -> None:
         DamagedStore: If it is missing or altered.
     """
     path = folder / part.name
-    if not path.is_file():
-        raise DamagedStore(f"item table {path} is missing; restore it from a copy")
-    if sha256_of(path) != part.sha256:
+    try:
+        digest = sha256_of(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    if digest != part.sha256:
         raise DamagedStore(f"item table {path} does not match its digest: it was altered; restore it from a copy")
 
 
 def read_part_rows(folder: Path, part: ItemPart, start: int, stop: int) -> pl.DataFrame:
     """Rows start..stop-1 of one file that `verify_part` found whole, read without the others."""
-    return pl.scan_parquet(folder / part.name, glob=False).slice(start, stop - start).collect()
+    try:
+        return pl.scan_parquet(folder / part.name, glob=False).slice(start, stop - start).collect()
+    except FileNotFoundError:
+        raise _missing(folder / part.name) from None
+
+
+def _missing(path: Path) -> DamagedStore:
+    return DamagedStore(f"item table {path} is missing; restore it from a copy")

@@ -27,11 +27,11 @@ import polars as pl
 from stores.chunks import DamagedStore, VectorChunks
 from stores.commit import COMMIT_FILE, Commit, ItemPart
 from stores.compaction import compact, remove_other_generations
-from stores.durable import WriterLock
+from stores.durable import WriterLock, sync_folder
 from stores.forgotten import ForgottenRows
 from stores.item_parts import read_part
 from stores.item_table import ItemTable
-from stores.layout import VectorLayout, VectorType
+from stores.layout import CHECKSUM_BYTES, VectorLayout, VectorType
 from stores.new_items import KnownIds, checked_items, finite_vectors
 from stores.space import EmbeddingSpace
 from stores.stream import shuffled_batches
@@ -116,6 +116,7 @@ class EmbeddingStore:
             # A creator that died before its first commit may have left an array, perhaps of another dimension.
             VectorChunks.create(path / "vectors", layout)
             (path / "items").mkdir(exist_ok=True)
+            sync_folder(path)
             store._commit.publish(path)
         except BaseException:
             store._lock.release()
@@ -326,7 +327,9 @@ class EmbeddingStore:
             OSError: If the disk refuses; the previous commit stays readable.
             StoreLocked: If another process is writing.
         """
-        self._commit = self._start_writing().publish(provenance)
+        writer = self._start_writing()
+        self._lock.require_held()
+        self._commit = writer.publish(provenance)
         self._view()
 
     def forget(self, item_ids: Iterable[str] | Iterable[int], *, missing_ok: bool = False) -> int:
@@ -356,6 +359,7 @@ class EmbeddingStore:
         if len(rows):
             forgotten = self._forgotten.with_rows(self._forgotten.on_disk(rows).tolist())
             commit = replace(self._commit, forgotten=forgotten)
+            self._lock.require_held()
             commit.publish(self.path)
             self._use(commit)
         return len(rows)
@@ -374,6 +378,7 @@ class EmbeddingStore:
         self._start_writing()
         self._require_nothing_pending("compact")
         commit = self._commit
+        self._lock.require_held()
         if commit.forgotten:
             commit = compact(self.path, commit, len(self), self.batch)
         remove_other_generations(self.path, commit)
@@ -384,10 +389,9 @@ class EmbeddingStore:
         commit = self._commit
         digest = hashlib.sha256("\n".join(part.sha256 for part in commit.parts).encode())
         full, rest = divmod(commit.rows, self.chunk_rows)
-        for chunk in range(full):
-            digest.update(self._chunks.checksum(chunk))
+        digest.update(self._chunks.checksums()[: full * CHECKSUM_BYTES])
         if rest:
-            digest.update(self._block(full)[:rest].tobytes())  # a writer may rewrite what follows in its file
+            digest.update(self._block(full)[:rest].tobytes())
         if commit.forgotten:
             digest.update(json.dumps(commit.forgotten).encode())
         return digest.hexdigest()
@@ -399,7 +403,7 @@ class EmbeddingStore:
             on_chunk: Called with (chunks done, chunks in all) for progress.
         """
         commit, problems = self._commit, []
-        fresh = VectorChunks(commit.vectors_folder(self.path), commit.layout)
+        fresh = commit.chunks(self.path)
         chunks = -(-commit.rows // self.chunk_rows)
         for check in (lambda: fresh.check_metadata(commit.rows), lambda: Commit.read(self.path)):
             problems += _problem(check)
@@ -420,7 +424,7 @@ class EmbeddingStore:
     def _look_at(self, commit: Commit) -> None:
         """Begin again with what a commit holds."""
         self._commit = commit
-        self._chunks = VectorChunks(commit.vectors_folder(self.path), commit.layout)
+        self._chunks = commit.chunks(self.path)
         self._writer: StoreWriter | None = None
         self._known_ids: KnownIds | None = None
         self._schema: pl.Schema | None = None
@@ -491,7 +495,7 @@ class EmbeddingStore:
             return self._writer
         self._lock.acquire()
         commit = Commit.read(self.path)  # somebody may have committed between our opening and the lock
-        self._discard_leftovers(commit, VectorChunks(commit.vectors_folder(self.path), commit.layout))
+        self._discard_leftovers(commit, commit.chunks(self.path))
         return self._use(commit)
 
     def _discard_leftovers(self, commit: Commit, chunks: VectorChunks) -> None:

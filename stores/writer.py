@@ -12,6 +12,7 @@ import polars as pl
 from stores.chunks import VectorChunks
 from stores.commit import Commit
 from stores.item_parts import PART_ROWS, read_part, write_parts
+from stores.layout import CHECKSUM_BYTES
 
 
 class StoreWriter:
@@ -28,6 +29,7 @@ class StoreWriter:
         self._commit = commit
         self._chunks = chunks
         self._rows = commit.rows
+        self._checksums = chunks.checksums()
         self._items: list[pl.DataFrame] = []
         self._tail = self._committed_tail()  # rows of the file that is not yet full
 
@@ -46,8 +48,8 @@ class StoreWriter:
         file = self._rows // size
         pending = np.concatenate([self._tail, vectors]) if len(self._tail) else vectors
         whole = len(pending) - len(pending) % size
-        for start in range(0, whole, size):
-            self._write(file + start // size, pending[start : start + size])
+        written = [self._write(file + start // size, pending[start : start + size]) for start in range(0, whole, size)]
+        self._checksums = self._up_to(file) + b"".join(written)
         self._tail = np.array(pending[whole:])
         self._rows += len(vectors)
         self._items.append(items)
@@ -67,8 +69,10 @@ class StoreWriter:
                 fresh = pl.concat([read_part(folder, parts[-1]), fresh], rechunk=True)
                 superseded.append(parts[-1].name)
                 parts = parts[:-1]
+            file = self._rows // self._commit.layout.file_rows
+            self._checksums = self._up_to(file)
             if len(self._tail):
-                self._write(self._rows // self._commit.layout.file_rows, self._tail)
+                self._checksums += self._write(file, self._tail)
             self._chunks.set_rows(self._rows)
             self._chunks.sync()
             parts += write_parts(folder, fresh, self._rows - len(fresh))
@@ -77,16 +81,22 @@ class StoreWriter:
             rows=self._rows,
             parts=parts,
             provenance=self._commit.provenance if provenance is None else dict(provenance),
+            checksums=self._checksums,
         )
         commit.publish(self._path)
+        self._chunks.expect(commit.rows, commit.checksums)
         self._commit = commit
         self._items = []
         for name in superseded:
             (folder / name).unlink(missing_ok=True)
         return commit
 
-    def _write(self, file: int, rows: np.ndarray) -> None:
-        self._chunks.write(file, rows, replace=file * self._commit.layout.file_rows < self._commit.rows)
+    def _up_to(self, file: int) -> bytes:
+        """The checksums of the chunks in the files before this one."""
+        return self._checksums[: file * self._commit.layout.shard_chunks * CHECKSUM_BYTES]
+
+    def _write(self, file: int, rows: np.ndarray) -> bytes:
+        return self._chunks.write(file, rows, replace=file * self._commit.layout.file_rows < self._commit.rows)
 
     def _committed_tail(self) -> np.ndarray:
         layout, rows = self._commit.layout, self._commit.rows

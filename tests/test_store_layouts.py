@@ -1,5 +1,7 @@
 """Chunk rows, number type and sharding: every layout holds the same rows, and other libraries read each of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,6 +10,7 @@ import zarr
 
 from stores.chunks import DamagedStore
 from stores.commit import Commit
+from stores.durable import StoreLocked
 from stores.layout import VectorLayout
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
@@ -138,3 +141,55 @@ def test_the_layout_knows_the_places_in_a_shard():
     assert layout.place(0) == (0, 0)
     assert layout.place(7) == (1, 2 * (4 * 6 * 4 + 4))
     assert layout.file_bytes(2) == 2 * 100 + 5 * 16 + 4
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS["plain"], LAYOUTS["half shards"]])
+@pytest.mark.parametrize("stop", [40, 53])
+def test_a_file_that_was_exchanged_for_another_or_for_an_older_one_is_noticed(tmp_path, layout, stop):
+    filled(tmp_path / "store", 37, 37, **layout).close()
+    chunks = tmp_path / "store" / "vectors" / "c"
+    last = sorted(chunks.iterdir())[-1] / "0"
+    older = last.read_bytes()
+    with EmbeddingStore.open(tmp_path / "store") as store:
+        store.append(*rows(37, stop))
+        store.commit()
+    newer = last.read_bytes()
+    last.write_bytes(older)
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert len(store.verify().problems) == 1
+    with pytest.raises(DamagedStore, match=f"{last} .*(holds other rows|ends before chunk)"):
+        store.rows(0, stop)
+    last.write_bytes(newer)
+    assert EmbeddingStore.open(tmp_path / "store").verify().ok
+    one, two = chunks / "0" / "0", chunks / "1" / "0"
+    one_bytes, two_bytes = one.read_bytes(), two.read_bytes()
+    one.write_bytes(two_bytes)
+    two.write_bytes(one_bytes)
+    problems = EmbeddingStore.open(tmp_path / "store").verify().problems
+    assert {str(file) for file in (one, two)} <= {name for p in problems for name in p.split()}
+
+
+def test_a_store_without_written_checksums_gets_them_with_the_next_commit(tmp_path):
+    filled(tmp_path / "store", 37, 37, chunk_rows=16).close()
+    before = Commit.read(tmp_path / "store")
+    replace(before, checksums=None).publish(tmp_path / "store")
+    assert Commit.read(tmp_path / "store").checksums is None
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert (store.verify().ok, store.digest()) == (True, filled(tmp_path / "other", 37, 37, chunk_rows=16).digest())
+    with store:
+        store.append(*rows(37, 53))
+        store.commit()
+    filled(tmp_path / "once", 53, 53, chunk_rows=16).close()
+    assert Commit.read(tmp_path / "store").checksums == Commit.read(tmp_path / "once").checksums
+
+
+def test_nothing_is_published_once_the_lock_file_was_removed(tmp_path):
+    with filled(tmp_path / "store", 20, 20, chunk_rows=16) as store:
+        store.append(*rows(20, 30))
+        (tmp_path / "store" / ".lock").unlink()
+        with EmbeddingStore.open(tmp_path / "store") as other:
+            other.append(*rows(20, 24))
+            other.commit()
+        with pytest.raises(StoreLocked, match="was removed while this process wrote"):
+            store.commit()
+    np.testing.assert_array_equal(EmbeddingStore.open(tmp_path / "store").rows(0, 24), rows(0, 24)[1])
