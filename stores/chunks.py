@@ -112,7 +112,8 @@ class VectorChunks:
             OSError: If the disk refused some of it.
         """
         self._flushing.wait()
-        sync_folder(self.folder / "c")
+        if (self.folder / "c").is_dir():
+            sync_folder(self.folder / "c")
         sync_folder(self.folder)
 
     def close(self) -> None:
@@ -133,6 +134,8 @@ class VectorChunks:
         """
         block = self._blocks.get(chunk)
         if block is None:
+            if len(self._blocks) >= _MOST_MAPS:
+                self._blocks.clear()
             block = self._blocks[chunk] = self._read(chunk)
         return block
 
@@ -151,6 +154,13 @@ class VectorChunks:
             self._require_committed(chunk, raw[start : stop + CHECKSUM_BYTES])
             self._verified.add(chunk)
         return raw[start:stop].view(layout.number).reshape(layout.chunk_rows, layout.dim)
+
+    def tail(self) -> np.ndarray:
+        """The committed rows of the last file, where it is not full, [n, dim] as they are kept."""
+        layout = self.layout
+        first = self._rows - self._rows % layout.file_rows
+        blocks = [self.block(chunk) for chunk in range(first // layout.chunk_rows, -(-self._rows // layout.chunk_rows))]
+        return np.concatenate([np.empty((0, layout.dim), layout.number), *blocks])[: self._rows - first]
 
     def _require_committed(self, chunk: int, content: np.ndarray) -> None:
         """Compare a chunk, whole in itself, with what was committed: it may be another one, or an older version."""
@@ -199,7 +209,6 @@ class VectorChunks:
             raw = self._map(file)
             if len(self._maps) >= _MOST_MAPS:
                 self._maps.clear()
-                self._blocks.clear()
             self._maps[file] = raw
         return raw
 
@@ -226,8 +235,9 @@ class VectorChunks:
             raise DamagedStore(f"the index of chunk file {path} is not as it was written: it was altered; {_RESTORE}")
         return raw
 
-    def truncate(self, rows: int) -> None:
-        """Remove files past the given number of rows, and unfinished ones, which a writer that died left behind."""
+    def discard_uncommitted(self) -> None:
+        """Remove what a writer that died left: files past the committed rows, unfinished ones, and rows in the last."""
+        rows = self._rows
         files = -(-rows // self.layout.file_rows)
         for entry in (self.folder / "c").glob("*"):
             if entry.name.isdecimal() and int(entry.name) >= files:
@@ -237,6 +247,16 @@ class VectorChunks:
             unfinished.unlink()
         if self._metadata()["shape"] != [rows, self.layout.dim]:
             self.set_rows(rows)
+        if rows % self.layout.file_rows and self._exceeds_commit(files - 1):
+            self.write(files - 1, self.tail(), replace=True)
+            self.sync()
+
+    def _exceeds_commit(self, file: int) -> bool:
+        """Whether the last file holds rows that no commit names, in its last chunk or in further ones."""
+        layout = self.layout
+        chunk, rest = divmod(self._rows, layout.chunk_rows)
+        further = self._file(file).size > layout.file_bytes(-(-self._rows % layout.file_rows // -layout.chunk_rows))
+        return further or bool(rest and self.block(chunk)[rest:].any())
 
     def missing(self, rows: int) -> list[Path]:
         """Files that an array of this many rows should have and has not."""

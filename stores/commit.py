@@ -22,8 +22,10 @@ from stores.space import EmbeddingSpace
 FORMAT_VERSION = 2
 """The newest format version, which `Commit.read` understands with all before it."""
 COMMIT_FILE = "store.json"
+COMPLETE = "complete"
+"""The provenance entry of a store that a command writes: false until its last row is in."""
 PART_NAME = re.compile(r"\d+-\d+\.parquet")
-GENERATION_NAME = re.compile(r"(?:vectors|items)(?:-\d+)?")
+GENERATION_NAME = re.compile(r"(?:vectors|items)(?:-([1-9]\d*))?")
 
 
 class ItemPart(NamedTuple):
@@ -91,25 +93,38 @@ class Commit:
             space = EmbeddingSpace.from_dict(body["space"])
             commit = cls(
                 space=space,
-                rows=body["rows"],
+                rows=_count(body, "rows"),
                 layout=VectorLayout(
-                    space.dim, body["chunk_rows"], body.get("dtype", "float32"), body.get("shard_chunks", 1)
+                    space.dim,
+                    _count(body, "chunk_rows"),
+                    body.get("dtype", "float32"),
+                    _count(body, "shard_chunks", 1),
                 ),
-                parts=tuple(ItemPart(part["file"], part["rows"], part["sha256"]) for part in body["items"]),
+                parts=tuple(ItemPart(part["file"], _count(part, "rows"), part["sha256"]) for part in body["items"]),
                 provenance=body["provenance"],
                 forgotten=tuple((start, stop) for start, stop in body.get("forgotten", ())),
-                generation=body.get("generation", 0),
+                generation=_count(body, "generation", 0),
                 checksums=base64.b64decode(body["checksums"]) if "checksums" in body else None,
             )
-            odd = [part.name for part in commit.parts if not PART_NAME.fullmatch(part.name)]
-            if odd or sum(part.rows for part in commit.parts) != commit.rows:
-                raise ValueError(f"item parts {', '.join(odd) or 'of another number of rows'}")
-            chunks = -(-commit.rows // commit.layout.chunk_rows)
-            if commit.checksums is not None and len(commit.checksums) != chunks * CHECKSUM_BYTES:
-                raise ValueError(f"{len(commit.checksums)} bytes of checksums for {chunks} chunks")
+            commit._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedStore(f"{path} is no record of a store ({error}); restore it from a copy") from None
         return commit
+
+    def _check(self) -> None:
+        """Refuse what no writer of ours writes: a file may be sealed and come from elsewhere."""
+        if not isinstance(self.provenance, dict):
+            raise ValueError("its provenance is no object")
+        odd = [part.name for part in self.parts if not (PART_NAME.fullmatch(part.name) and part.rows)]
+        if odd or sum(part.rows for part in self.parts) != self.rows:
+            raise ValueError(f"item parts {', '.join(odd) or 'of another number of rows'}")
+        ends = [0, *(end for each in self.forgotten for end in each), self.rows]
+        ordered = all(isinstance(end, int) and not isinstance(end, bool) for end in ends) and ends == sorted(ends)
+        if not ordered or len(set(ends[1:-1])) < len(ends) - 2:
+            raise ValueError("the ranges of forgotten rows are not in order")
+        chunks = -(-self.rows // self.layout.chunk_rows)
+        if self.checksums is not None and len(self.checksums) != chunks * CHECKSUM_BYTES:
+            raise ValueError(f"{len(self.checksums)} bytes of checksums for {chunks} chunks")
 
     def publish(self, store: Path) -> None:
         """Make this the store's commit, in one step that outlives a power cut."""
@@ -119,6 +134,7 @@ class Commit:
             "rows": self.rows,
             "chunk_rows": self.layout.chunk_rows,
             "vectors": self.vectors_folder(store).name,
+            "items_folder": self.items_folder(store).name,
             "items": [{"file": part.name, "rows": part.rows, "sha256": part.sha256} for part in self.parts],
             "provenance": self.provenance,
         }
@@ -137,3 +153,11 @@ class Commit:
 
 def _of_generation(name: str, generation: int) -> str:
     return f"{name}-{generation}" if generation else name
+
+
+def _count(body: dict[str, Any], name: str, otherwise: int | None = None) -> int:
+    """A field that counts something."""
+    number = body.get(name, otherwise)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(f"{name} is {number!r}")
+    return number

@@ -111,21 +111,20 @@ def convert(options: ConvertOptions) -> ConvertResult:
 
 
 def _lay_out(options: ConvertOptions, space: "EmbeddingSpace", provenance: dict[str, Any]) -> None:
-    """Begin a store that is to be laid out otherwise than by default."""
+    """Begin a target that is a store, or make sure that one is laid out as it is now asked for."""
     from stores.galleries import locate
     from stores.galleries.zarr_store import begin_target
     from stores.layout import VectorLayout
 
     layout = VectorLayout(space.dim, options.chunk_rows, options.dtype, options.shard_chunks)
-    if layout == VectorLayout(space.dim):
-        return
     scheme, location = locate(options.target)
-    if scheme != "zarr":
+    if scheme == "zarr":
+        begin_target(location, space, provenance, layout)
+    elif layout != VectorLayout(space.dim):
         raise ValueError(
             f"--dtype, --chunk-rows and --shard-chunks lay out a store, but {options.target} is a gallery of the kind "
             f"{scheme}; leave them out"
         )
-    begin_target(location, space, provenance, layout)
 
 
 def _space_of(source: "GallerySource", options: ConvertOptions) -> "EmbeddingSpace":

@@ -85,19 +85,19 @@ class BackgroundSync:
         """Return when all of them are on disk.
 
         Raises:
-            OSError: If the disk refused one, now or earlier: the kernel then drops what it could not write, so that a
-                further try would pass without a reason.
+            OSError: If the disk refused one, now or earlier, or the wait was cut short: the kernel drops what it could
+                not write, so that a further try would pass without a reason.
         """
         try:
             for flush in self._flushes:
                 flush.result()
-        except OSError:
+        except BaseException:  # an interruption leaves some behind as well
             self._failed = True
             raise
         finally:
             self.stop()
         if self._failed:
-            raise OSError("the disk refused rows appended earlier; close the store and append them again")
+            raise OSError("rows appended earlier did not reach the disk; close the store and append them again")
 
     def stop(self) -> None:
         """Flush no more."""
@@ -123,6 +123,7 @@ class WriterLock:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: IO[bytes] | None = None
+        self._owner = os.getpid()
 
     @property
     def held(self) -> bool:
@@ -142,8 +143,11 @@ class WriterLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise StoreLocked(f"{self._folder} is being written by another process; wait for it to end") from None
-        self._file = file
+            raise StoreLocked(
+                f"{self._folder} is being written by another process, or by this one through another object; wait for "
+                "it to end, or close it"
+            ) from None
+        self._file, self._owner = file, os.getpid()
 
     def require_held(self) -> None:
         """Make sure, before something is published, that nobody removed the lock's file and so let others in.
@@ -152,11 +156,15 @@ class WriterLock:
             StoreLocked: If it is another file now, or none.
         """
         path = self._folder / ".lock"
+        if self._owner != os.getpid():
+            raise StoreLocked(f"{self._folder} was opened before this process was forked; open it again here")
         if self._file is None or not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
             raise StoreLocked(f"{path} was removed while this process wrote, and another may write now; open it again")
 
     def release(self) -> None:
         """Give the lock back; does nothing when it is not held."""
         if self._file is not None:
+            if self._owner == os.getpid():  # a forked child has the file open too, and must not be what keeps it locked
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None

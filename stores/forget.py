@@ -7,7 +7,7 @@ finishes when it is run again.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from stores.command_line import run_command
@@ -52,15 +52,17 @@ def forget(options: ForgetOptions) -> str:
 
     with EmbeddingStore.open(options.store) as store:
         wanted = [*options.id, *(read_item_table(options.ids, "item_id")["item_id"] if options.ids else ())]
-        if not wanted and not options.label and options.compact == "no":
+        if not wanted and not options.label and not len(store.forgotten_items):
             raise ValueError("nothing to forget; name items by --id, --ids or --label")
+        if store.clean():  # an earlier run got as far as removing files: whom it took out is unknown now
+            options = replace(options, missing_ok="yes")
         rows = _rows_of_items(store, wanted, options) | _rows_of_labels(store, options)
         count = store.forget(store.items["item_id"].filter(rows)) if rows.any() else 0
-        if options.compact == "yes":
-            store.compact()
-    after = "their bytes are in no file of the store" if options.compact == "yes" else "their bytes are there until "
-    after += "" if options.compact == "yes" else "the store is compacted"
-    return f"forgot {count} items of {options.store}, {len(store)} are left; {after}"
+        done = f"forgot {count} items of {options.store}, {len(store)} are left"
+        if options.compact == "no":
+            return f"{done}; their bytes are there until the store is compacted"
+        store.compact()
+    return f"{done}; no file of the store holds their bytes"
 
 
 def _rows_of_items(store: "EmbeddingStore", wanted: list[str | int], options: ForgetOptions) -> "pl.Series":

@@ -9,22 +9,15 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.commit import ItemPart
-from stores.durable import sha256_of, sync_folder, write_atomically
+from stores.durable import sha256_of, write_atomically
 
 PART_ROWS = 65_536
 """Rows in every part but the last, which is rewritten when rows are added: the files do not depend on the commits."""
 _GROUP_ROWS = 4096  # rows that can be read without the others of a part
 
 
-def write_parts(folder: Path, items: pl.DataFrame, first: int) -> tuple[ItemPart, ...]:
-    """Write the rows from number `first` on, a multiple of `PART_ROWS`, in files of that many rows."""
-    starts = range(0, len(items), PART_ROWS)
-    parts = tuple(_write_part(folder, items[start : start + PART_ROWS], first + start) for start in starts)
-    sync_folder(folder)
-    return parts
-
-
-def _write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
+def write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
+    """Write one file of the table, whose rows are numbers `first` and on."""
     buffer = io.BytesIO()
     items.write_parquet(buffer, row_group_size=_GROUP_ROWS)
     name = f"{first:012d}-{first + len(items):012d}.parquet"

@@ -15,6 +15,8 @@ import numpy as np
 VectorType = Literal["float32", "float16"]
 
 CHECKSUM_BYTES = 4
+_MOST_CHUNK = 2**30
+_MOST_FILE = 2**34
 _ABSENT = 2**64 - 1  # stands in a shard's index for a chunk that is not there
 
 
@@ -43,6 +45,15 @@ class VectorLayout:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.dtype not in get_args(VectorType):
             raise ValueError(f"dtype must be one of {', '.join(get_args(VectorType))}, found {self.dtype!r}")
+        for what, size, most in (
+            ("chunk", self.chunk_bytes, _MOST_CHUNK),
+            ("file", self.file_bytes(self.shard_chunks), _MOST_FILE),
+        ):
+            if size > most:
+                raise ValueError(
+                    f"{self.shard_chunks} chunks of {self.chunk_rows} x {self.dim} {self.dtype} make a {what} of "
+                    f"{size} bytes, expected {most} at most; choose fewer chunk_rows or shard_chunks"
+                )
 
     @property
     def number(self) -> np.dtype:

@@ -210,19 +210,42 @@ class StoredRows:
 
         Args:
             on_chunk: Called with (chunks done, chunks in all) for progress.
+
+        Raises:
+            StaleStore: If the store was compacted since it was opened.
         """
-        commit, problems = self._commit, []
+        commit = self._commit
         fresh = commit.chunks(self.path)
         chunks = -(-commit.rows // self.chunk_rows)
-        for check in (lambda: fresh.check_metadata(commit.rows), lambda: Commit.read(self.path)):
-            problems += _problem(check)
-        for part in commit.parts:
-            problems += _problem(lambda part=part: read_part(commit.items_folder(self.path), part))
+        problems = _problem(lambda: Commit.read(self.path)) + self._part_problems()
+        problems += _problem(lambda: fresh.check_metadata(commit.rows))
         for chunk in range(chunks):
             problems += _problem(lambda chunk=chunk: fresh.block(chunk))
             if on_chunk:
                 on_chunk(chunk + 1, chunks)
+        if problems:
+            self._require_generation(self._newest())
         return StoreCheck(rows=len(self), chunks=chunks, problems=tuple(dict.fromkeys(problems)))
+
+    def _part_problems(self) -> list[str]:
+        """What is wrong with the item table, as it is now: a writer merges small parts, and keeps their rows."""
+        commit = self._commit
+        while True:
+            folder = commit.items_folder(self.path)
+            found = [_problem(lambda part=part, folder=folder: read_part(folder, part)) for part in commit.parts]
+            problems = [text for texts in found for text in texts]
+            newest = self._newest() if problems else commit
+            if newest.parts == commit.parts:
+                return problems
+            self._require_generation(newest)
+            commit = newest
+
+    def _newest(self) -> Commit:
+        """What is committed now, as far as anybody can read it."""
+        try:
+            return Commit.read(self.path)
+        except (ValueError, OSError):
+            return self._commit
 
     def _look_at(self, commit: Commit) -> None:
         """Begin again with what a commit holds."""
@@ -280,8 +303,10 @@ class StoredRows:
 
     def _items_of(self, start: int, stop: int) -> pl.DataFrame:
         """Items of rows start..stop-1, without more of the table in memory than that takes."""
-        if self._items is not None or start == stop:
-            return self.items[start:stop]
+        if self._items is not None:
+            return self._items[start:stop]
+        if start == stop:
+            return self._table.slice(0, 0)
         first, last = self._forgotten.on_disk(np.array([start, stop - 1])).tolist()
         table, gone = self._table.slice(first, last + 1), self._forgotten.within(first, last + 1)
         return _without(table, gone) if len(gone) else table

@@ -86,6 +86,6 @@ class EmbeddingSpace:
 
 def is_normalized(vectors: np.ndarray) -> bool:
     """Whether every row of vectors, float [n, d], has unit length within `NORM_TOLERANCE`. True for no rows."""
-    with np.errstate(over="ignore"):  # whatever overflows is no unit vector
+    with np.errstate(over="ignore", invalid="ignore"):  # whatever overflows is no unit vector
         norms = np.linalg.norm(vectors.astype(np.float32, copy=False), axis=1)
     return bool(np.all(np.abs(norms - 1.0) <= NORM_TOLERANCE))

@@ -12,7 +12,8 @@ rows were forgotten stands there too, until `compact` moves the others to `vecto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,11 @@ import numpy as np
 import polars as pl
 
 from stores.chunks import DamagedStore, VectorChunks
-from stores.commit import COMMIT_FILE, Commit
-from stores.compaction import compact, remove_other_generations
+from stores.commit import COMMIT_FILE, COMPLETE, Commit
+from stores.compaction import compacted, earlier_generations, remove_other_generations
 from stores.durable import WriterLock, sync_folder
 from stores.layout import VectorLayout, VectorType
-from stores.new_items import KnownIds, checked_items, finite_vectors
+from stores.new_items import KnownIds, checked_items, finite_vectors, listed_ids
 from stores.rows import Batch, StaleStore, StoreCheck, StoredRows
 from stores.space import EmbeddingSpace
 from stores.writer import StoreWriter
@@ -143,6 +144,7 @@ class EmbeddingStore(StoredRows):
             StoreLocked: If another process is writing.
         """
         writer = self._start_writing()
+        self._lock.require_held()
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.space.dim:
             raise ValueError(f"vectors have shape {list(vectors.shape)}, expected [n, {self.space.dim}]")
@@ -184,9 +186,9 @@ class EmbeddingStore(StoredRows):
             StoreLocked: If another process is writing.
         """
         self._start_writing()
-        self._require_nothing_pending("forget")
+        self._require_quiet("forget")
         ids = self.items["item_id"]
-        wanted = pl.Series(list(item_ids), dtype=ids.dtype).unique()
+        wanted = listed_ids(item_ids, ids.dtype)
         rows = ids.is_in(wanted.implode()).arg_true().to_numpy().astype(np.int64)
         if len(rows) < len(wanted) and not missing_ok:
             raise ValueError(
@@ -195,10 +197,11 @@ class EmbeddingStore(StoredRows):
             )
         if len(rows):
             forgotten = self._forgotten.with_rows(self._forgotten.on_disk(rows).tolist())
-            commit = replace(self._commit, forgotten=forgotten)
-            self._lock.require_held()
-            commit.publish(self.path)
-            self._use(commit)
+            with self._reread_if_it_fails():
+                self._lock.require_held()
+                commit = replace(self._commit, forgotten=forgotten)
+                commit.publish(self.path)
+                self._use(commit)
         return len(rows)
 
     def compact(self) -> None:
@@ -213,13 +216,30 @@ class EmbeddingStore(StoredRows):
             StoreLocked: If another process is writing.
         """
         self._start_writing()
-        self._require_nothing_pending("compact")
-        commit = self._commit
-        self._lock.require_held()
-        if commit.forgotten:
-            commit = compact(self.path, commit, len(self), self.batch)
-        remove_other_generations(self.path, commit)
-        self._use(commit)
+        self._require_quiet("compact")
+        with self._reread_if_it_fails():
+            if self._commit.forgotten:
+                writer = compacted(self.path, self._commit, len(self), self.batch)
+                self._lock.require_held()
+                self._use(writer.publish(None))
+            remove_other_generations(self.path, self._commit)
+
+    def clean(self) -> bool:
+        """Remove what writers that died left: rows nobody committed, and what a finished compaction had no time for.
+
+        Whoever writes begins with this; here it is for its answer.
+
+        Returns:
+            Whether files of an earlier generation were there: a compaction was interrupted while it tidied up.
+
+        Raises:
+            ValueError: If rows were appended and not committed.
+            StoreLocked: If another process is writing.
+        """
+        self._require_quiet("clean")
+        interrupted = bool(earlier_generations(self.path, Commit.read(self.path)))
+        self._start_writing()
+        return interrupted
 
     def _use(self, commit: Commit) -> StoreWriter:
         """Begin again with what a commit holds, as the one who writes."""
@@ -233,25 +253,42 @@ class EmbeddingStore(StoredRows):
         self._known_ids: KnownIds | None = None
         self._schema: pl.Schema | None = None
 
-    def _require_nothing_pending(self, what: str) -> None:
+    def _require_quiet(self, what: str) -> None:
         if self._writer and self._writer.pending:
             raise ValueError(f"rows were appended to {self.path} and not committed; commit or close it, then {what}")
+        if self._commit.provenance.get(COMPLETE) is False:
+            raise ValueError(f"{self.path} is unfinished; run the command that writes it to its end, then {what}")
+
+    @contextmanager
+    def _reread_if_it_fails(self) -> Iterator[None]:
+        """Whatever happened, go on from what store.json says now; no rows are pending here that this could lose."""
+        try:
+            yield
+        except BaseException:
+            self._look_at(Commit.read(self.path))
+            raise
 
     def _start_writing(self) -> StoreWriter:
         if self._writer is not None:
             return self._writer
         self._lock.acquire()
-        commit = Commit.read(self.path)  # somebody may have committed between our opening and the lock
-        self._discard_leftovers(commit, commit.chunks(self.path))
-        return self._use(commit)
+        try:
+            commit = Commit.read(self.path)  # somebody may have committed between our opening and the lock
+            self._discard_leftovers(commit, commit.chunks(self.path))
+            return self._use(commit)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _discard_leftovers(self, commit: Commit, chunks: VectorChunks) -> None:
         # What writers that died had not committed, or had no time to remove.
-        chunks.truncate(commit.rows)
+        chunks.discard_uncommitted()
         named = {part.name for part in commit.parts}
-        leftovers = [entry for entry in commit.items_folder(self.path).iterdir() if entry.name not in named]
-        for entry in (*leftovers, *self.path.glob(".*.tmp")):
-            entry.unlink()
+        folder = commit.items_folder(self.path)
+        folder.mkdir(exist_ok=True)  # an archive may have left an empty one out
+        for entry in (*folder.iterdir(), *self.path.glob(".*.tmp")):
+            if entry.name not in named and entry.is_file():
+                entry.unlink()
         remove_other_generations(self.path, commit)
 
 

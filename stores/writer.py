@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 
 from stores.chunks import VectorChunks
-from stores.commit import Commit
-from stores.item_parts import PART_ROWS, read_part, write_parts
+from stores.commit import Commit, ItemPart
+from stores.durable import sync_folder
+from stores.item_parts import PART_ROWS, read_part, write_part
 from stores.layout import CHECKSUM_BYTES
 
 
@@ -30,13 +31,14 @@ class StoreWriter:
         self._chunks = chunks
         self._rows = commit.rows
         self._checksums = chunks.checksums()
-        self._items: list[pl.DataFrame] = []
-        self._tail = self._committed_tail()  # rows of the file that is not yet full
+        self._tail = [chunks.tail()]  # rows of the file that is not yet full
+        self._parts: tuple[ItemPart, ...] | None = None  # as they will be, once there is anything new
+        self._items: list[pl.DataFrame] = []  # rows of the part that is not yet full
 
     @property
     def pending(self) -> bool:
         """Whether rows were added that no commit holds."""
-        return bool(self._items)
+        return self._rows > self._commit.rows
 
     def append(self, items: pl.DataFrame, vectors: np.ndarray) -> None:
         """Add rows that fit: `items` [n] and `vectors` [n, dim] of the layout's type.
@@ -44,38 +46,31 @@ class StoreWriter:
         Raises:
             OSError: If the disk refuses; then none of them counts.
         """
-        size = self._commit.layout.file_rows
-        file = self._rows // size
-        pending = np.concatenate([self._tail, vectors]) if len(self._tail) else vectors
-        whole = len(pending) - len(pending) % size
-        written = [self._write(file + start // size, pending[start : start + size]) for start in range(0, whole, size)]
-        self._checksums = self._up_to(file) + b"".join(written)
-        self._tail = np.array(pending[whole:])
+        self._add_vectors(vectors)  # first, so that nothing is counted when the disk refuses
         self._rows += len(vectors)
+        if self._parts is None:
+            self._begin_items()
         self._items.append(items)
+        if sum(map(len, self._items)) >= PART_ROWS:
+            self._write_whole_parts()
 
     def publish(self, provenance: dict[str, Any] | None) -> Commit:
         """Make all rows durable and then visible, and return the commit that holds them.
 
         Raises:
-            OSError: If the disk refuses; the commit before stays readable.
+            OSError: If the disk refuses; the commit before stays readable, and this may be tried again.
         """
-        folder = self._commit.items_folder(self._path)
         parts = self._commit.parts
-        superseded: list[str] = []
-        if self._items:
-            fresh = pl.concat(self._items, rechunk=True)
-            if parts and parts[-1].rows < PART_ROWS:
-                fresh = pl.concat([read_part(folder, parts[-1]), fresh], rechunk=True)
-                superseded.append(parts[-1].name)
-                parts = parts[:-1]
-            file = self._rows // self._commit.layout.file_rows
+        if self._parts is not None:
+            file, tail = self._rows // self._commit.layout.file_rows, np.concatenate(self._tail)
             self._checksums = self._up_to(file)
-            if len(self._tail):
-                self._checksums += self._write(file, self._tail)
+            if len(tail):
+                self._checksums += self._write(file, tail)
+            rest = pl.concat(self._items, rechunk=True)
+            parts = (*self._parts, self._write_part(rest)) if len(rest) else self._parts
+            sync_folder(self._commit.items_folder(self._path))
             self._chunks.set_rows(self._rows)
-            self._chunks.sync()
-            parts += write_parts(folder, fresh, self._rows - len(fresh))
+        self._chunks.sync()
         commit = replace(
             self._commit,
             rows=self._rows,
@@ -83,13 +78,53 @@ class StoreWriter:
             provenance=self._commit.provenance if provenance is None else dict(provenance),
             checksums=self._checksums,
         )
-        commit.publish(self._path)
-        self._chunks.expect(commit.rows, commit.checksums)
-        self._commit = commit
-        self._items = []
-        for name in superseded:
-            (folder / name).unlink(missing_ok=True)
+        try:
+            commit.publish(self._path)
+        except BaseException:
+            if Commit.read(self._path) == commit:  # it is in force, only perhaps not yet on disk
+                self._go_on_from(commit)
+            raise
+        self._go_on_from(commit)
         return commit
+
+    def _go_on_from(self, commit: Commit) -> None:
+        superseded = set(self._commit.parts) - set(commit.parts)
+        self._commit, self._parts, self._items = commit, None, []
+        self._chunks.expect(commit.rows, commit.checksums)
+        for part in superseded:
+            (commit.items_folder(self._path) / part.name).unlink(missing_ok=True)
+
+    def _add_vectors(self, vectors: np.ndarray) -> None:
+        size = self._commit.layout.file_rows
+        if self._rows % size + len(vectors) < size:
+            self._tail.append(np.array(vectors))
+            return
+        file = self._rows // size
+        pending = np.concatenate([*self._tail, vectors])
+        whole = len(pending) - len(pending) % size
+        written = [self._write(file + start // size, pending[start : start + size]) for start in range(0, whole, size)]
+        self._checksums = self._up_to(file) + b"".join(written)
+        self._tail = [np.array(pending[whole:])]
+
+    def _begin_items(self) -> None:
+        parts = self._commit.parts
+        if parts and parts[-1].rows < PART_ROWS:
+            self._items = [read_part(self._commit.items_folder(self._path), parts[-1])]
+            parts = parts[:-1]
+        self._parts = parts
+
+    def _write_whole_parts(self) -> None:
+        assert self._parts is not None
+        table = pl.concat(self._items, rechunk=True)
+        whole = len(table) - len(table) % PART_ROWS
+        for start in range(0, whole, PART_ROWS):
+            self._parts += (self._write_part(table[start : start + PART_ROWS]),)
+        self._items = [table[whole:]]
+
+    def _write_part(self, table: pl.DataFrame) -> ItemPart:
+        """Write the part that follows those there are; nobody sees it before a commit names it."""
+        first = sum(part.rows for part in self._parts or ())
+        return write_part(self._commit.items_folder(self._path), table, first)
 
     def _up_to(self, file: int) -> bytes:
         """The checksums of the chunks in the files before this one."""
@@ -97,10 +132,3 @@ class StoreWriter:
 
     def _write(self, file: int, rows: np.ndarray) -> bytes:
         return self._chunks.write(file, rows, replace=file * self._commit.layout.file_rows < self._commit.rows)
-
-    def _committed_tail(self) -> np.ndarray:
-        layout, rows = self._commit.layout, self._commit.rows
-        first = rows - rows % layout.file_rows
-        chunks = range(first // layout.chunk_rows, -(-rows // layout.chunk_rows))
-        blocks = [self._chunks.block(chunk) for chunk in chunks]
-        return np.concatenate([np.empty((0, layout.dim), layout.number), *blocks])[: rows - first]

@@ -136,10 +136,14 @@ def test_a_store_can_be_laid_out():
     assert (store.layout.dtype, store.layout.chunk_rows, store.layout.shard_chunks) == ("float16", 8, 3)
     np.testing.assert_array_equal(store.rows(0, ROWS), np.load("old.npy").astype(np.float16).astype(np.float32))
     assert "already complete" in succeed("old.npy", "out", "--space-name", "r50", *layout)
-    assert "already complete" in succeed("old.npy", "out", "--space-name", "r50")
-    ran = run("old.npy", "out", "--space-name", "r50", "--chunk-rows", "16")
+    for further in ([], ["--dtype", "float32"], ["--dtype", "float16", "--chunk-rows", "16"]):
+        ran = run("old.npy", "out", "--space-name", "r50", *further)
+        assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+        assert "out already exists with --" in ran.stderr
+    ran = run("old.npy", "huge", "--space-name", "r50", "--chunk-rows", "1000000000000")
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
-    assert "is laid out otherwise" in ran.stderr
+    assert "choose fewer chunk_rows" in ran.stderr
+    assert not Path("huge").exists()
     ran = run("old.npy", "out.parquet", "--space-name", "r50", "--dtype", "float16")
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "lay out a store, but out.parquet is a gallery of the kind parquet" in ran.stderr

@@ -34,7 +34,7 @@ def in_files(path, row):
 def test_an_item_goes_with_its_views(store, capsys):
     assert main(["store", "--id", "p0/1.jpg", "p3/0.jpg"]) == 0
     out = capsys.readouterr().out
-    assert out == "forgot 4 items of store, 26 are left; their bytes are in no file of the store\n"
+    assert out == "forgot 4 items of store, 26 are left; no file of the store holds their bytes\n"
     gone = [2, 3, 18, 19]
     assert left() == [name for row, name in enumerate(NAMES) if row not in gone]
     assert [row for row in range(30) if not in_files(store, row)] == gone
@@ -58,11 +58,25 @@ def test_a_run_that_died_before_it_compacted_is_finished_by_the_same_command(sto
     assert len(left()) == 22
 
 
+def test_a_run_that_died_while_it_tidied_up_is_finished_by_the_same_command(store, monkeypatch, capsys):
+    command = ["store", "--label", "p1", "--id", "p0/0.jpg"]
+    with monkeypatch.context() as patched:
+        patched.setattr("stores.store.remove_other_generations", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        assert main(command) == 2
+    assert in_files(store, 6)
+    assert "killed" in capsys.readouterr().err
+    assert main(command) == 0
+    assert not in_files(store, 6)
+    assert len(left()) == 22
+    assert main(command) == 2  # now they are unknown
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         (["store", "--id", "p0/0.jpg", "nobody"], "1 of 2 items are not in store; check them"),
         (["store", "--label", "nobody"], "1 of 1 labels are not in store"),
+        (["store"], "nothing to forget; name items by --id, --ids or --label"),
         (["store", "--compact", "no"], "nothing to forget; name items by --id, --ids or --label"),
         (["nowhere", "--id", "a"], "no embedding store at nowhere"),
         (["store", "--ids", "none.csv"], "no table at none.csv"),

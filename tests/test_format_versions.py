@@ -55,6 +55,22 @@ def test_a_store_of_version_1_goes_on_as_version_1_and_forgets_as_version_2(stor
     np.testing.assert_array_equal(found.rows(0, 78), np.delete(twice, [3, 47], axis=0))
 
 
+@pytest.mark.parametrize("name", ["store-2-forgotten", "store-2-half-shards-compacted"])
+def test_stores_of_version_2_read_and_go_on(tmp_path, name):
+    shutil.copytree(FROZEN / name, tmp_path / "store")
+    kept = np.setdiff1d(np.arange(40), [3, 17, 39])
+    with EmbeddingStore.open(tmp_path / "store") as opened:
+        assert (opened.space, opened.provenance, opened.verify().ok) == (SPACE, {"images": "photos"}, True)
+        assert opened.items.equals(ITEMS[kept])
+        expected = VECTORS[kept].astype(opened.layout.dtype).astype(np.float32)
+        np.testing.assert_array_equal(opened.rows(0, 37), expected)
+        opened.compact()
+        opened.append(ITEMS[[3]], VECTORS[[3]])
+        opened.commit()
+        np.testing.assert_array_equal(opened.rows(0, 37), expected)
+        assert opened.verify().ok
+
+
 @pytest.mark.parametrize("name", ["gallery-1.npy", "gallery-1.parquet", "gallery-1.faiss"])
 def test_a_gallery_file_of_version_1_reads(tmp_path, name):
     for file in FROZEN.glob(f"{name}*"):

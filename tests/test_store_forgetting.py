@@ -110,6 +110,33 @@ def test_a_compacted_store_is_the_store_that_never_had_them(tmp_path):
     assert EmbeddingStore.open(tmp_path / "store").digest() == EmbeddingStore.open(tmp_path / "other").digest()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("gone", [[59], list(range(48, 60)), [50], [24, 59], [23], [25, 30]])
+def test_files_before_the_first_forgotten_row_are_kept(tmp_path, monkeypatch, layout, links, gone):
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    with filled(tmp_path / "store", **layout) as store:
+        store.forget(names(gone))
+        store.compact()
+        assert_holds(store, *without(gone))
+    again = EmbeddingStore.open(tmp_path / "store")
+    assert again.verify().ok
+    assert_holds(again, *without(gone))
+    with EmbeddingStore.create(tmp_path / "other", SPACE, **layout) as other:
+        other.append(*without(gone))
+        other.commit()
+    assert again.digest() == EmbeddingStore.open(tmp_path / "other").digest()
+    _, vectors = rows(0, STOP)
+    number = "<f2" if layout.get("dtype") else "<f4"
+    content = b"".join(bytes_of(tmp_path / "store").values())
+    assert not any(vectors[row].astype(number).tobytes() in content for row in gone)
+    with again:
+        again.append(*rows(60, 70))
+        again.commit()
+        assert again.verify().ok
+
+
 def test_rows_go_on_being_added_and_forgotten(tmp_path):
     with filled(tmp_path / "store", 20, chunk_rows=8) as store:
         store.forget(names([3, 19]))

@@ -334,7 +334,8 @@ def test_of_two_writers_one_is_refused(tmp_path, count):
     for writer in writers:
         writer.kill()
         writer.join()
-    locked = f"{path} is being written by another process; wait for it to end"
+    locked = f"{path} is being written by another process, or by this one through another object; wait for it to "
+    locked += "end, or close it"
     assert [sorted(both) for both in zip(*refusals, strict=True)] == [["", locked]] * count
     wins = [sum(not refusal for refusal in one) for one in refusals]
     print(f"two writers: {count} attempts, won by {wins}; {len(reads)} reads meanwhile, {len(complaints)} failed")

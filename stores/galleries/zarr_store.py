@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stores.commit import COMPLETE
 from stores.galleries.gallery import row_ranges
 from stores.layout import VectorLayout
 from stores.space import EmbeddingSpace
 from stores.store import Batch, EmbeddingStore
-
-COMPLETE = "complete"
-"""The provenance entry of a store written as a gallery: false until its last row is in."""
 
 
 class StoreSource:
@@ -123,7 +121,7 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
 
 
 def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any], layout: VectorLayout) -> None:
-    """Make the store of a target with a layout of its own, for `open_target` to go on with.
+    """Make the store of a target with a layout, or find it there with that layout, for `open_target` to go on with.
 
     Raises:
         FileExistsError: If something else is there, or the same with another layout.
@@ -138,11 +136,16 @@ def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any
             shard_chunks=layout.shard_chunks,
             provenance=json.loads(json.dumps(provenance)) | {COMPLETE: False},
         ).close()
-    elif (found := EmbeddingStore.open(path).layout) != layout:
-        raise FileExistsError(
-            f"{path} already exists and is laid out otherwise: {found}, expected {layout}; name another target, or "
-            "leave the options of the layout out to go on with it"
-        )
+        return
+    found = EmbeddingStore.open(path).layout
+    for option in ("dtype", "chunk_rows", "shard_chunks"):
+        kept, wanted = getattr(found, option), getattr(layout, option)
+        if kept != wanted:
+            name = f"--{option.replace('_', '-')}"
+            raise FileExistsError(
+                f"{path} already exists with {name} {kept}, expected {wanted}; give {name} {kept} to go on with it, or "
+                "name another target"
+            )
 
 
 def require_same_origin(
