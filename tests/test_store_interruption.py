@@ -245,7 +245,7 @@ def test_forgetting_killed_again_and_again_is_never_half_done(tmp_path, layout, 
         stores, takes = stores + 1, takes * 0.8
         path, done = copied(template, tmp_path / "store"), 0
     print(f"forget and compact, {layout}: {kills} kills, found after {len(found)} different numbers of batches")
-    assert len(found) > min(count // 8, 2)
+    assert len(found) >= min(count // 8, 2)  # kills fell at different moments
 
 
 # ------------------------------------------------------------------------------------------------- power cuts

@@ -155,7 +155,8 @@ def _read_report(path: Path, file: IO[bytes]) -> dict[str, Any]:
         raise OSError(f"the vectors of {path} could not be decoded into {tempfile.gettempdir()}: {reason}")
     if outcome == "unsupported":
         raise ValueError(f"{path} holds {reason}, which is not read; {_REMEDY}")
-    raise DamagedStore(f"{path} is damaged: {reason}; restore it from a copy")
+    told = "it ends early" if "read error" in reason else reason
+    raise DamagedStore(f"{path} is damaged: {told}; restore it from a copy")
 
 
 def _printable(text: Any) -> str:

@@ -127,6 +127,8 @@ class _Header(NamedTuple):
 
 def _read_header(path: Path, content: np.ndarray, start: int, supported: Collection[bytes]) -> _Header:
     raw = content[start : start + _HEADER.size].tobytes()
+    if not content.size:
+        raise DamagedStore(f"{path} is empty; restore it from a copy")
     if raw[:4] not in supported:
         found = f"{raw[:4]!r}, {_REFUSED.get(raw[:4], 'unknown here')}"
         where = "an id map over an index" if start else "an index"

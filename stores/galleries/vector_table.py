@@ -106,7 +106,10 @@ class TableSource:
                     return dim
             raise ValueError(f"{self._path} does not tell the dimension: its first list is missing or empty; remove it")
         found = f"a column {VECTOR} of {kind}" if kind else f"the columns {', '.join(columns)}"
-        raise ValueError(f"{self._path} has {found}, expected a column {VECTOR} with arrays or lists of floats")
+        raise ValueError(
+            f"{self._path} has {found}, expected a column {VECTOR} with arrays or lists of floats; "
+            "rename the one that holds them"
+        )
 
     def _vectors(self, column: pl.Series, first: int) -> np.ndarray:
         lengths = column.list.len() if isinstance(column.dtype, pl.List) else None
