@@ -303,6 +303,7 @@ def descriptors():
 
 def test_temporary_files_have_no_name_and_go_with_the_source(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.collect()  # what earlier tests left
     before = descriptors()
     source = open_source(str(planted / "SQ8.faiss"))
     assert list(tmp_path.iterdir()) == []
@@ -358,10 +359,10 @@ def hostile():
 @pytest.mark.parametrize(("name", "content"), [pytest.param(*case, id=case[0]) for case in hostile()])
 def test_hostile_files_are_refused_in_one_line_quickly(tmp_path, name, content):
     (tmp_path / "bad.faiss").write_bytes(content)
-    began = time.monotonic()
+    began, earlier = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     refusal(tmp_path / "bad.faiss")
     assert time.monotonic() - began < 20
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20  # KiB
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(earlier, 1 << 20)  # KiB, of the largest so far
 
 
 REPORT = '{{"outcome": "decoded", "index": "SQ8", "codec": "SQ8", "exact": true, "transforms": []}}'
