@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.commit import ItemPart
-from stores.durable import sha256_of, write_atomically
+from stores.durable import sha256_of, write_plainly
 
 PART_ROWS = 65_536
 """Rows in every part but the last, which is rewritten when rows are added: the files do not depend on the commits."""
@@ -17,12 +18,14 @@ _GROUP_ROWS = 4096  # rows that can be read without the others of a part
 
 
 def write_part(folder: Path, items: pl.DataFrame, first: int) -> ItemPart:
-    """Write one file of the table, whose rows are numbers `first` and on."""
+    """Write one file of the table, whose rows are numbers `first` and on; it is on disk for sure once it is flushed."""
     buffer = io.BytesIO()
     items.write_parquet(buffer, row_group_size=_GROUP_ROWS)
-    name = f"{first:012d}-{first + len(items):012d}.parquet"
-    write_atomically(folder / name, [buffer.getbuffer()])
-    return ItemPart(name, len(items), sha256_of(folder / name))
+    part = ItemPart(
+        f"{first:012d}-{first + len(items):012d}.parquet", len(items), hashlib.sha256(buffer.getbuffer()).hexdigest()
+    )
+    write_plainly(folder / part.name, [buffer.getbuffer()])
+    return part
 
 
 def read_part(folder: Path, part: ItemPart) -> pl.DataFrame:

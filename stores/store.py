@@ -126,8 +126,9 @@ class EmbeddingStore(StoredRows):
 
     def close(self) -> None:
         """Drop what was appended and not committed, and let others write."""
+        if self._writer is not None:
+            self._writer.close()
         self._writer = self._known_ids = None
-        self._chunks.close()
         self._lock.release()
 
     def append(self, items: pl.DataFrame, vectors: np.ndarray) -> None:

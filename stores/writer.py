@@ -11,7 +11,7 @@ import polars as pl
 
 from stores.chunks import VectorChunks
 from stores.commit import Commit, ItemPart
-from stores.durable import sync_folder
+from stores.durable import BackgroundSync
 from stores.item_parts import PART_ROWS, read_part, write_part
 from stores.layout import CHECKSUM_BYTES
 
@@ -34,11 +34,17 @@ class StoreWriter:
         self._tail = [chunks.tail()]  # rows of the file that is not yet full
         self._parts: tuple[ItemPart, ...] | None = None  # as they will be, once there is anything new
         self._items: list[pl.DataFrame] = []  # rows of the part that is not yet full
+        self._flushing = BackgroundSync()
 
     @property
     def pending(self) -> bool:
         """Whether rows were added that no commit holds."""
         return self._rows > self._commit.rows
+
+    def close(self) -> None:
+        """Stop flushing what no commit will hold."""
+        self._flushing.stop()
+        self._chunks.close()
 
     def append(self, items: pl.DataFrame, vectors: np.ndarray) -> None:
         """Add rows that fit: `items` [n] and `vectors` [n, dim] of the layout's type.
@@ -68,8 +74,8 @@ class StoreWriter:
                 self._checksums += self._write(file, tail)
             rest = pl.concat(self._items, rechunk=True)
             parts = (*self._parts, self._write_part(rest)) if len(rest) else self._parts
-            sync_folder(self._commit.items_folder(self._path))
             self._chunks.set_rows(self._rows)
+            self._flushing.wait()
         self._chunks.sync()
         commit = replace(
             self._commit,
@@ -100,7 +106,8 @@ class StoreWriter:
             self._tail.append(np.array(vectors))
             return
         file = self._rows // size
-        pending = np.concatenate([*self._tail, vectors])
+        tail = [piece for piece in self._tail if len(piece)]
+        pending = np.concatenate([*tail, vectors]) if tail else vectors
         whole = len(pending) - len(pending) % size
         written = [self._write(file + start // size, pending[start : start + size]) for start in range(0, whole, size)]
         self._checksums = self._up_to(file) + b"".join(written)
@@ -124,7 +131,10 @@ class StoreWriter:
     def _write_part(self, table: pl.DataFrame) -> ItemPart:
         """Write the part that follows those there are; nobody sees it before a commit names it."""
         first = sum(part.rows for part in self._parts or ())
-        return write_part(self._commit.items_folder(self._path), table, first)
+        folder = self._commit.items_folder(self._path)
+        part = write_part(folder, table, first)
+        self._flushing.add(folder / part.name)
+        return part
 
     def _up_to(self, file: int) -> bytes:
         """The checksums of the chunks in the files before this one."""
