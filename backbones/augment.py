@@ -1,7 +1,9 @@
 """Random variation of images, a whole batch at a time.
 
-Every image draws one row of uniform numbers, one column per effect, so that turning one effect off leaves the draws of
-the others alone. Lengths are fractions of the side: the same draws give the same view in every input size.
+Every image draws one row of uniform numbers, and every effect has columns of its own, so that turning one effect off
+leaves the draws of the others alone. Effects that came later have rows of their own, drawn by a generator seeded with
+the first ones: more columns there would have changed every view there is. Lengths are fractions of the side: the same
+draws give the same view in every input size.
 
 Shapes: b batch, h and w pixels, k = `DRAWS` random numbers.
 """
@@ -14,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones import masks
 from backbones.options import PUBLISHED_AUGMENTATION, AugmentOptions
 
-__all__ = ["PUBLISHED_AUGMENTATION", "AugmentOptions", "augment", "augmented_view"]
+__all__ = ["PUBLISHED_AUGMENTATION", "AugmentOptions", "augment", "augmented_view", "low_light_test"]
 
 DRAWS = 18
+LATER_DRAWS = {"mask": masks.DRAWS, "crop": 3, "low_light": 2}
 GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
 
 
@@ -33,8 +37,22 @@ def augment(images: Tensor, options: AugmentOptions, generator: torch.Generator)
     Returns:
         float32 [b, 3, h, w] in [-1, 1], on the images' device.
     """
-    draws = torch.rand(len(images), DRAWS, generator=generator).to(images.device)
-    return _apply(_to_signed(images), options, draws)
+    draws = torch.rand(len(images), DRAWS, generator=generator)
+    later = {name: _later_draws(draws, name).to(images.device) for name in LATER_DRAWS if getattr(options, name) > 0.0}
+    return _apply(_to_signed(images), options, draws.to(images.device), later)
+
+
+def low_light_test(pixels: Tensor) -> Tensor:
+    """Darken images as the published test in low light does, x to the whole part of 2 sqrt(x).
+
+    Args:
+        pixels: uint8 of any shape.
+
+    Returns:
+        uint8 of that shape, at most 31.
+    """
+    # 2 sqrt(x) = sqrt(4 x); its root is exact where 4 x is a square, so that the whole part is never one too low
+    return (4.0 * pixels.double()).sqrt().to(torch.uint8)
 
 
 def augmented_view(image: np.ndarray, *, item_id: str, view: int, seed: int, options: AugmentOptions) -> np.ndarray:
@@ -68,17 +86,27 @@ def _to_signed(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
 
 
-def _apply(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
-    """Apply the effects in the order in which a camera meets them: pose, resolution, light, then what is in front."""
+def _later_draws(draws: Tensor, name: str) -> Tensor:
+    """Return the uniform numbers of a later effect, [b, LATER_DRAWS[name]], determined by the first ones."""
+    digest = blake2b(draws.numpy().tobytes(), digest_size=8, person=name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return torch.rand(len(draws), LATER_DRAWS[name], generator=generator)
+
+
+def _apply(images: Tensor, options: AugmentOptions, draws: Tensor, later: dict[str, Tensor]) -> Tensor:
+    """Apply the effects in the scene's order: what is worn, pose, resolution, light, what is in front, darkness."""
     turn, color, cover, blur = draws[:, :5], draws[:, 5:8], draws[:, 8:16], draws[:, 16:18]
-    images = _move(images, options, turn)
+    if "mask" in later:
+        images = masks.draw_masks(images, options.mask, later["mask"])
+    images = _move(images, options, turn, later.get("crop"))
     images = _sample_down_and_up(images, options, blur)
     images = _change_color(images, options, color)
-    return _occlude(images, options, cover).clamp(-1.0, 1.0)
+    images = _occlude(images, options, cover).clamp(-1.0, 1.0)
+    return _darken(images, options, later["low_light"]) if "low_light" in later else images
 
 
-def _move(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
-    """Flip, scale, turn and shift by one bilinear sampling; the border's colour fills what comes into view."""
+def _move(images: Tensor, options: AugmentOptions, draws: Tensor, crop: Tensor | None) -> Tensor:
+    """Crop, flip, scale, turn and shift by one bilinear sampling; the border's colour fills what comes into view."""
     flip = torch.where(draws[:, 0] < options.flip, -1.0, 1.0)
     zoom = 1.0 + options.scale * _symmetric(draws[:, 1])
     angle = torch.deg2rad(options.rotation * _symmetric(draws[:, 2]))
@@ -87,7 +115,12 @@ def _move(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
         torch.stack([flip * zoom * angle.cos(), -flip * zoom * angle.sin(), shift[:, 0]], dim=1),
         torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
     ]
-    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    sampled = torch.stack(rows, dim=1)
+    if crop is not None:  # the window's pixels are looked up in the image moved as a whole
+        side = 1.0 - options.crop * crop[:, :1, None]
+        place = (1.0 - side) * _symmetric(crop[:, 1:, None])
+        sampled = torch.cat([sampled[:, :, :2] * side, sampled[:, :, :2] @ place + sampled[:, :, 2:]], dim=2)
+    grid = F.affine_grid(sampled, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -126,6 +159,13 @@ def _occlude(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
     chosen = draws[:, 0] < options.occlusion
     covered = inside_y[:, None, :, None] & inside_x[:, None, None, :] & chosen[:, None, None, None]
     return torch.where(covered, _symmetric(draws[:, 5:8])[:, :, None, None], images)
+
+
+def _darken(images: Tensor, options: AugmentOptions, draws: Tensor) -> Tensor:
+    """Raise the light of the chosen images, in [0, 1], to a power of 1 to the largest."""
+    gamma = 1.0 + (options.low_light_gamma - 1.0) * draws[:, 1]
+    dark = 2.0 * ((images + 1.0) / 2.0).pow(gamma[:, None, None, None]) - 1.0
+    return torch.where((draws[:, 0] < options.low_light)[:, None, None, None], dark, images)
 
 
 def _symmetric(draws: Tensor) -> Tensor:

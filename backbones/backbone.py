@@ -1,152 +1,18 @@
-"""The face of an encoder: read an item, embed a batch, say which embedding space the result lies in."""
+"""The encoders that `--backbone` can name, loaded."""
 
 import importlib
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from backbones.checkpoint import MODEL_FILE
+from backbones.encoder import Backbone
+from backbones.image_backbone import MICRO_BATCH, ImageBackbone, load_image_backbone
+from backbones.inference import EngineName, Precision, default_device
+from backbones.iresnet import ARCHITECTURES
 
-from backbones.checkpoint import MODEL_FILE, load_card, load_weights, tensor_digest
-from backbones.images import IMAGE_SUFFIXES, read_image
-from backbones.inference import Engine, Precision, fastest_faithful
-from backbones.iresnet import ARCHITECTURES, IResNet, build_architecture
-from backbones.preprocessing import Preprocessing, stack_images
-
-MICRO_BATCH = 64
-
-
-class Backbone(ABC):
-    """Any encoder of any modality. Subclass it and pass `--backbone module:function` to use your own.
-
-    Attributes:
-        name: for people.
-        fingerprint: hexadecimal SHA-256 over weights and preprocessing; vectors are comparable only where it is equal.
-        dim: dimension of the embeddings.
-        normalized: whether they have unit length.
-        suffixes: of the files `read` understands, lower case with the dot.
-    """
-
-    name: str
-    fingerprint: str
-    dim: int
-    normalized: bool
-    suffixes: frozenset[str]
-
-    @abstractmethod
-    def read(self, path: Path) -> Any:
-        """Decode one item; a ValueError says that this one cannot be read. Called from several threads."""
-
-    @abstractmethod
-    def embed(self, items: Sequence[Any]) -> np.ndarray:
-        """Return the embeddings of what `read` returned, float32 [n, dim], in the same order."""
-
-    def prepare(self, sample: Sequence[Any]) -> dict[str, Any]:
-        """Get ready to embed many items like these; return facts that belong into the record of the run."""
-        del sample
-        return {}
-
-
-class ImageBackbone(Backbone):
-    """An `IResNet` with its preprocessing. Embeddings are the network's raw output, not normalised.
-
-    Args:
-        name: for people.
-        network: with its weights.
-        preprocessing: how images become its input.
-        precision: which fast paths `prepare` may choose from; until it is called, plain float32 runs.
-        micro_batch: images per pass of the network, which bounds the memory.
-        device: where to run; None takes the first GPU, or else the CPU.
-    """
-
-    normalized = False
-    suffixes = IMAGE_SUFFIXES
-
-    def __init__(
-        self,
-        name: str,
-        network: IResNet,
-        preprocessing: Preprocessing,
-        *,
-        precision: Precision = "auto",
-        micro_batch: int = MICRO_BATCH,
-        device: torch.device | None = None,
-    ) -> None:
-        self.name = name
-        self.dim = network.embedding_dim
-        self.preprocessing = preprocessing
-        self.fingerprint = preprocessing.fingerprint(tensor_digest(network.state_dict()))
-        self.device = device or default_device()
-        self.network = network.eval().to(self.device)
-        self.precision: Precision = precision
-        self.micro_batch = micro_batch
-        self.engine: Engine = self.network
-
-    def read(self, path: Path) -> np.ndarray:
-        """Return an image file as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        return read_image(path, self.preprocessing.size)
-
-    @torch.inference_mode()
-    def embed(self, items: Sequence[np.ndarray]) -> np.ndarray:
-        """Embed uint8 RGB images [size, size, 3] as float32 [n, dim]."""
-        blocks = [np.empty((0, self.dim), dtype=np.float32)]
-        for start in range(0, len(items), self.micro_batch):
-            pixels = stack_images(items[start : start + self.micro_batch]).to(self.device)
-            blocks.append(self.preprocessing.embed(self.engine, pixels).cpu().numpy())
-        return np.concatenate(blocks)
-
-    def prepare(self, sample: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Choose the fastest faithful engine on real images; return its precision and lowest cosine to float32."""
-        images = self.preprocessing.normalize(stack_images(sample[: self.micro_batch]).to(self.device))
-        self.engine, facts = fastest_faithful(self.network, images, precision=self.precision)
-        return facts
-
-
-def default_device() -> torch.device:
-    """Return the first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_image_backbone(
-    arch: str,
-    weights: Path,
-    *,
-    flip_average: bool | None = None,
-    precision: Precision = "auto",
-    micro_batch: int = MICRO_BATCH,
-) -> ImageBackbone:
-    """Load what `backbones.train` wrote.
-
-    Args:
-        arch: the architecture expected, a key of `ARCHITECTURES`.
-        weights: `model.safetensors`, with `card.json` beside it; or the folder of both.
-        flip_average: None keeps what the card says.
-        precision: which fast paths `ImageBackbone.prepare` may choose from.
-        micro_batch: images per pass of the network.
-
-    Raises:
-        FileNotFoundError: where weights or card are missing.
-        ValueError: where the card names another architecture, or a file is damaged or does not fit.
-    """
-    weights = weights / MODEL_FILE if weights.is_dir() else weights
-    if not weights.is_file():
-        raise FileNotFoundError(f"weights {weights} not found; expected the {MODEL_FILE} that `backbones.train` wrote")
-    card = load_card(weights.parent)
-    if card.get("arch") != arch:
-        raise ValueError(f"{weights} holds {card.get('arch')!r}, expected {arch!r}; pass --backbone {card.get('arch')}")
-    try:
-        preprocessing = Preprocessing.from_dict(card["preprocessing"])
-        shape = {"embedding_dim": int(card["embedding_dim"]), "input_size": preprocessing.size}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the card beside {weights} lacks {error}; restore it or train again") from error
-    if flip_average is not None:
-        preprocessing = Preprocessing.from_dict(preprocessing.to_dict() | {"flip_average": flip_average})
-    network = build_architecture(arch, **shape)
-    load_weights(weights, network)
-    return ImageBackbone(arch, network, preprocessing, precision=precision, micro_batch=micro_batch)
+__all__ = ["MICRO_BATCH", "Backbone", "ImageBackbone", "default_device", "load_backbone", "load_image_backbone"]
 
 
 def load_backbone(
@@ -155,6 +21,7 @@ def load_backbone(
     weights: Path | None = None,
     flip_average: bool | None = None,
     precision: Precision = "auto",
+    engine: EngineName = "torch",
     micro_batch: int = MICRO_BATCH,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Backbone:
@@ -166,26 +33,31 @@ def load_backbone(
         weights: needed by a built-in architecture.
         flip_average: None keeps what card or metadata say.
         precision: see `ImageBackbone`.
+        engine: see `ImageBackbone`; an ONNX file runs in onnxruntime, or in OpenVINO where asked for.
         micro_batch: images per pass of the network.
-        preprocessing: of an ONNX model, fields of `Preprocessing` that override its metadata.
+        preprocessing: of an ONNX model of images, fields of `Preprocessing` that override its metadata.
 
     Raises:
         ValueError: for a `spec` of another form, a module or function that is not there, or one that returns something
-            else; and as `load_image_backbone` and `OnnxBackbone`.
+            else; and as `load_image_backbone` and `load_onnx`.
     """
     kind, _, rest = spec.partition(":")
     if spec in ARCHITECTURES:
         if weights is None:
             raise ValueError(f"backbone {spec} needs weights; pass --weights DIR/{MODEL_FILE}")
         return load_image_backbone(
-            spec, weights, flip_average=flip_average, precision=precision, micro_batch=micro_batch
+            spec, weights, flip_average=flip_average, precision=precision, engine=engine, micro_batch=micro_batch
         )
     if kind == "onnx" and rest:
-        from backbones.onnx_backbone import OnnxBackbone  # onnxruntime is an extra
+        from backbones.onnx_backbone import load_onnx  # onnxruntime is an extra
 
         overrides = dict(preprocessing or {}) | ({} if flip_average is None else {"flip_average": flip_average})
-        return OnnxBackbone(Path(rest), preprocessing=overrides, micro_batch=micro_batch)
+        return load_onnx(
+            Path(rest), preprocessing=overrides, precision=precision, engine=engine, micro_batch=micro_batch
+        )
     if kind and rest:
+        if engine == "openvino":
+            raise ValueError(f"{spec} chooses its engine itself; leave --engine out")
         return _load_from_module(kind, rest, weights)
     raise ValueError(
         f"unknown backbone {spec!r}, expected one of {', '.join(ARCHITECTURES)}, onnx:FILE, or module:function"

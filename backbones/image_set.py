@@ -1,9 +1,10 @@
-"""Training images in memory, or decoded batch by batch where they do not fit.
+"""Images in memory, or decoded batch by batch where they do not fit.
 
 Shapes: n images, b batch, s side in pixels.
 """
 
-from collections import deque
+import hashlib
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,24 +14,27 @@ import torch
 from torch import Tensor
 
 from backbones.checkpoint import tensor_digest
-from backbones.images import ImageItem, UnreadableImage, read_image, scan_image_folder
+from backbones.images import ImageItem, UnreadableImage, image_items, read_item
 from backbones.preprocessing import stack_images
 
 MEGABYTE = 1 << 20
 BATCHES_AHEAD = 2
+SHOWN = 5  # names of a long list that an error tells
 
 
 class ImageSet:
-    """The readable images of a folder and their classes.
+    """The readable images of a set and their classes.
 
     Every image is decoded once at the start, so that unreadable ones are known, and counted, before the training.
 
     Args:
-        root: folder with one folder per identity.
+        data: what `image_items` lists, or such items themselves.
         size: s.
         max_bad: how many unreadable images are skipped before it is an error.
         memory: megabytes up to which the decoded images are kept.
         workers: threads that decode.
+        keep_fraction: share of each identity's images that is used; see `keep_share`.
+        seed: of the choice of these.
 
     Attributes:
         items: the readable images, n of them.
@@ -38,15 +42,26 @@ class ImageSet:
         labels: int64 [n], the class of each image.
         skipped: item ids of unreadable images.
         pixels: uint8 [n, 3, s, s], or None where the images do not fit.
-        digest: hexadecimal SHA-256 over the item ids, which name the identities, and over the pixels where kept.
+        digest: hexadecimal SHA-256 over the item ids and identities, and over the pixels where kept. Which decoder read
+            them is no part of it: all give the same pixels.
 
     Raises:
-        OSError: where `root` is no folder.
-        ValueError: for a folder without images, or more than `max_bad` unreadable ones.
+        OSError: where `data` is not there.
+        ValueError: for a set without images, or more than `max_bad` unreadable ones.
     """
 
-    def __init__(self, root: Path, size: int, *, max_bad: int, memory: int, workers: int) -> None:
-        found = scan_image_folder(root)
+    def __init__(
+        self,
+        data: Path | Sequence[ImageItem],
+        size: int,
+        *,
+        max_bad: int,
+        memory: int,
+        workers: int,
+        keep_fraction: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        found = keep_share(_labelled(data) if isinstance(data, Path) else data, keep_fraction, seed)
         self.size = size
         self.workers = workers
         keep = len(found) * size * size * 3 <= memory * MEGABYTE
@@ -54,7 +69,7 @@ class ImageSet:
         self.items: list[ImageItem] = []
         self.skipped: list[str] = []
         with ThreadPoolExecutor(workers) as pool:
-            for item, image in zip(found, pool.map(lambda item: _read(item, size), found), strict=True):
+            for item, image in zip(found, _read_all(pool, found, size, ahead=64 * workers), strict=True):
                 if isinstance(image, UnreadableImage):
                     self.skipped.append(item.item_id)
                     if len(self.skipped) > max_bad:
@@ -65,10 +80,9 @@ class ImageSet:
                     pixels.append(image)
         self.identities = sorted({item.label for item in self.items})
         place = {label: index for index, label in enumerate(self.identities)}
-        self.labels = torch.tensor([place[item.label] for item in self.items])
+        self.labels = torch.tensor([place[item.label] for item in self.items], dtype=torch.int64)
         self.pixels = stack_images(pixels) if pixels else None
-        names = "\n".join(item.item_id for item in self.items)
-        self.digest = tensor_digest({} if self.pixels is None else {"pixels": self.pixels}, names)
+        self.digest = tensor_digest({} if self.pixels is None else {"pixels": self.pixels}, self._names())
 
     def __len__(self) -> int:
         return len(self.items)
@@ -82,13 +96,85 @@ class ImageSet:
         with ThreadPoolExecutor(self.workers) as pool:
             ahead: deque[tuple[Tensor, list[Future[np.ndarray]]]] = deque()
             for rows in batches_of_rows:
-                ahead.append(
-                    (rows, [pool.submit(read_image, self.items[row].path, self.size) for row in rows.tolist()])
-                )
+                ahead.append((rows, [pool.submit(read_item, self.items[row], self.size) for row in rows.tolist()]))
                 if len(ahead) > BATCHES_AHEAD:
                     yield _collect(*ahead.popleft())
             while ahead:
                 yield _collect(*ahead.popleft())
+
+    def _names(self) -> str:
+        """One line per image; the identity is told only where the item id does not start with it."""
+        lines = (
+            item.item_id if item.item_id.startswith(f"{item.label}/") else f"{item.item_id}\t{item.label}"
+            for item in self.items
+        )
+        return "\n".join(lines)
+
+
+def keep_share(items: Sequence[ImageItem], fraction: float, seed: int) -> list[ImageItem]:
+    """Keep a share of each identity's images, at least one of each, in the order given.
+
+    Each identity's images are ranked by a hash of the seed and the item id, and the first are kept: the choice hangs on
+    nothing else, and a smaller share is part of a larger one.
+
+    Args:
+        items: the images.
+        fraction: above 0 and at most 1; of n images the nearest whole number to `fraction * n` is kept.
+        seed: another seed ranks otherwise.
+
+    Raises:
+        ValueError: for an impossible fraction.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"keep_fraction is {fraction}, expected above 0 and at most 1")
+    if fraction == 1.0:
+        return list(items)
+    ranked: defaultdict[str, list[tuple[bytes, str]]] = defaultdict(list)
+    for item in items:
+        rank = hashlib.blake2b(f"{seed}/{item.item_id}".encode(), digest_size=8).digest()
+        ranked[item.label].append((rank, item.item_id))
+    kept = {
+        item_id for ranks in ranked.values() for _, item_id in sorted(ranks)[: max(1, int(fraction * len(ranks) + 0.5))]
+    }
+    return [item for item in items if item.item_id in kept]
+
+
+def require_disjoint(training: ImageSet, evaluation: ImageSet) -> None:
+    """Refuse to evaluate on identities that were trained on, which flatters every network.
+
+    Identities are compared by name. RecordIO and WebDataset sets often number theirs from 0, so that two such sets
+    share names without sharing people.
+
+    Raises:
+        ValueError: naming some of the shared identities and how many there are.
+    """
+    shared = sorted(set(training.identities).intersection(evaluation.identities) - {""})
+    if shared:
+        more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+        raise ValueError(
+            f"{len(shared)} of the {len(evaluation.identities)} identities to evaluate on are in the training set: "
+            f"{', '.join(shared[:SHOWN])}{more}; remove them from one set, or rename them where only the names agree"
+        )
+
+
+def _labelled(data: Path) -> list[ImageItem]:
+    items = image_items(data)
+    if not any(item.label for item in items):
+        raise ValueError(f"{data} tells no identities, only pairs; expected images with identities")
+    return items
+
+
+def _read_all(
+    pool: ThreadPoolExecutor, items: Sequence[ImageItem], size: int, *, ahead: int
+) -> Iterator[np.ndarray | UnreadableImage]:
+    """Yield every image in order, at most `ahead` of them decoded and waiting."""
+    waiting: deque[Future[np.ndarray | UnreadableImage]] = deque()
+    for item in items:
+        waiting.append(pool.submit(_read, item, size))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _collect(rows: Tensor, images: list[Future[np.ndarray]]) -> tuple[Tensor, Tensor]:
@@ -97,6 +183,6 @@ def _collect(rows: Tensor, images: list[Future[np.ndarray]]) -> tuple[Tensor, Te
 
 def _read(item: ImageItem, size: int) -> np.ndarray | UnreadableImage:
     try:
-        return read_image(item.path, size)
+        return read_item(item, size)
     except UnreadableImage as error:
         return error

@@ -1,40 +1,80 @@
-"""Image sets on disk: one folder per identity."""
+"""Image sets on disk: what is in them, whatever form they have; see `image_items`."""
 
-import struct
-import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+
+from backbones.decoding import UnreadableImage, decode_image, read_image, unreadable
+from backbones.image_item import ImageItem
+from backbones.image_lists import image_list_items
+from backbones.pair_files import is_pair_file, read_pairs
+from backbones.record_io import record_items
+from backbones.tars import tar_items
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageItem",
+    "UnreadableImage",
+    "decode_image",
+    "image_items",
+    "read_image",
+    "read_item",
+    "scan_folder",
+    "scan_image_folder",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".bmp", ".webp"})
-
-# What Pillow's decoders raise on damaged files (measured on truncated and bit-flipped ones), and its size limit.
-DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+RECORD_FILE = "train.rec"
+FORMS = "a folder of identities, a .rec, .tar, .txt or .bin file, or a folder with train.rec or .tar files"
 
 
-class UnreadableImage(ValueError):
-    """A file that should hold an image and cannot be decoded, or must not be because of its size."""
+def image_items(data: Path, root: Path | None = None) -> list[ImageItem]:
+    """List the images of a set, without decoding any.
+
+    Args:
+        data: a folder with one folder per identity; a RecordIO file, or the folder of its `train.rec`; an uncompressed
+            tar file, or a folder of them; a text of `relative/path identity` lines; a file of pairs (.bin, or a text of
+            `path path 0|1` lines or in LFW's layout), whose identities are unknown.
+        root: folder that the paths of a text start from; None is the text's own.
+
+    Returns:
+        The items, sorted by item id; those of RecordIO and .bin files in their own order.
+
+    Raises:
+        OSError: where `data` cannot be read.
+        ValueError: for a set that is damaged, empty or of another form.
+    """
+    if data.is_dir():
+        return _folder_items(data)
+    if not data.exists():
+        raise FileNotFoundError(f"{data} not found; expected {FORMS}")
+    suffix = data.suffix.lower()
+    if suffix == ".rec":
+        return record_items(data)
+    if suffix == ".tar":
+        return tar_items(data, IMAGE_SUFFIXES)
+    if is_pair_file(data, IMAGE_SUFFIXES):
+        return read_pairs(data, root).items
+    if suffix == ".txt":
+        return image_list_items(data, root)
+    raise ValueError(f"{data} is no set of images; expected {FORMS}")
 
 
-class ImageItem(NamedTuple):
-    """One image of a set: its file, its id (`identity/file name`, stable across machines) and its identity."""
-
-    path: Path
-    item_id: str
-    label: str
+def _folder_items(folder: Path) -> list[ImageItem]:
+    if (folder / RECORD_FILE).is_file():
+        return record_items(folder / RECORD_FILE)
+    shards = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and path.is_file())
+    if not shards:
+        return scan_image_folder(folder)
+    items: dict[str, ImageItem] = {}
+    for shard in shards:
+        for item in tar_items(shard, IMAGE_SUFFIXES):
+            if item.item_id in items:
+                raise ValueError(
+                    f"{items[item.item_id].path} and {shard} both hold {item.item_id}; rename one of the two"
+                )
+            items[item.item_id] = item
+    return [items[item_id] for item_id in sorted(items)]
 
 
 def scan_image_folder(root: Path) -> list[ImageItem]:
@@ -54,7 +94,7 @@ def scan_folder(root: Path, suffixes: frozenset[str]) -> list[ImageItem]:
     if not root.is_dir():
         raise FileNotFoundError(f"folder {root} not found; expected a folder with one folder per identity")
     items = [
-        ImageItem(path, f"{folder.name}/{path.name}", folder.name)
+        ImageItem(f"{folder.name}/{path.name}", folder.name, path)
         for folder in root.iterdir()
         if folder.is_dir() and not folder.name.startswith(".")
         for path in folder.iterdir()
@@ -68,31 +108,15 @@ def scan_folder(root: Path, suffixes: frozenset[str]) -> list[ImageItem]:
     return sorted(items, key=lambda item: item.item_id)
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """Decode an image, upright, its central square resized to `size` pixels.
-
-    Returns:
-        uint8 [size, size, 3], RGB; a grey image has three equal channels.
+def read_item(item: ImageItem, size: int) -> np.ndarray:
+    """Read and decode one image of a set; see `decode_image`.
 
     Raises:
-        UnreadableImage: for a missing, damaged or oversized file (Pillow's limit, 89 megapixels).
+        UnreadableImage: for a missing, damaged or oversized one.
     """
+    name = str(item.path) if item.source == item.path else f"{item.item_id} of {item.path}"
     try:
-        with Image.open(path) as image:
-            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
-            upright = _eight_bit(ImageOps.exif_transpose(image))
-    except DECODER_ERRORS as error:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise UnreadableImage(f"cannot read image {path} ({reason}); replace or remove the file") from error
-    side = min(upright.size)
-    left, top = (upright.width - side) // 2, (upright.height - side) // 2
-    square = upright.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.array(square.convert("RGB"))
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Bring any mode to L or RGB, decoding the file; 16-bit greys are scaled, where Pillow alone would clip them."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        content = item.content()
+    except OSError as error:
+        raise unreadable(name, error) from error
+    return decode_image(content, size, name=name)

@@ -5,6 +5,7 @@ Shapes: b batch, h and w pixels, d embedding dimension.
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,8 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from backbones.openvino_engine import PRECISIONS, OpenvinoEngine, is_installed
+
 Engine = Callable[[Tensor], Tensor]
 Precision = Literal["auto", "bf16", "fp32"]
+EngineName = Literal["torch", "openvino", "auto"]
+
+
+def default_device() -> torch.device:
+    """Return the first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pass_size(device: torch.device) -> int:
+    """Return how many images a pass of an extraction holds: enough to be fast, whatever the size of the images."""
+    return 256 if device.type == "cuda" else 32
 
 
 def fold_batchnorm(network: nn.Module) -> nn.Module:
@@ -69,31 +83,38 @@ def multiplies_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # tensors made in inference mode could not be exported to OpenVINO
 def fastest_faithful(
     network: nn.Module,
     sample: Tensor,
     minimum_cosine: float = 0.999,
     *,
     precision: Precision = "auto",
+    engine: EngineName = "torch",
 ) -> tuple[Engine, dict[str, object]]:
     """Choose the fastest way to run `network` whose embeddings of `sample` are those of float32.
 
-    Tried in this order: bfloat16 with folded norms (where the device multiplies it natively, or where asked for),
-    float32 with folded norms, and the network as it is.
+    Tried in this order: OpenVINO in bfloat16 and in float32 (where `engine` allows it), then torch in bfloat16 with
+    folded norms, in float32 with folded norms, and the network as it is. Bfloat16 is tried where the device multiplies
+    it natively, or where it is asked for.
 
     Args:
         network: in evaluation mode; it is not changed.
-        sample: float32 [b, 3, h, w], real inputs: random ones do not reach the activations that real ones do.
+        sample: float32 [b, 3, h, w], real inputs: random ones do not reach the activations that real ones do. An
+            engine of OpenVINO takes b images at a time and no other number.
         minimum_cosine: least cosine that any row of the sample must reach.
         precision: fp32 leaves bfloat16 out; bf16 tries it on any device.
+        engine: torch; openvino, with torch where OpenVINO's embeddings are not those of float32; or auto, which is
+            openvino where that is installed and the device is a CPU.
 
     Returns:
-        The engine, and the facts of the choice: `precision` (bf16-folded, fp32-folded or fp32) and `minimum_cosine`,
-        the lowest over the sample.
+        The engine, and the facts of the choice: `engine` (torch or openvino), `precision` (openvino-bf16,
+        openvino-fp32, bf16-folded, fp32-folded or fp32) and `minimum_cosine`, the lowest over the sample.
 
     Raises:
-        ValueError: for an empty sample, or where the network's own float32 embeddings are not finite.
+        ImportError: where OpenVINO is asked for and not installed.
+        ValueError: for an empty sample, where the network's own float32 embeddings are not finite, or where OpenVINO is
+            asked for on another device than a CPU.
     """
     if len(sample) == 0:
         raise ValueError("the sample is empty, expected at least one image; give readable images")
@@ -101,12 +122,26 @@ def fastest_faithful(
     if not torch.isfinite(reference).all():
         raise ValueError("the network's float32 embeddings are not finite; its weights are unusable, train it again")
     folded = fold_batchnorm(network)
-    candidates: dict[str, Callable[[nn.Module], Engine]] = {"fp32-folded": fp32_engine}
-    if precision == "bf16" or (precision == "auto" and multiplies_bf16(sample.device)):
-        candidates = {"bf16-folded": bf16_engine} | candidates
+    bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(sample.device))
+    candidates: dict[str, Callable[[nn.Module], Engine]] = {}
+    if _takes_openvino(engine, sample.device):
+        names = [name for name in PRECISIONS if bf16 or name != "openvino-bf16"]
+        candidates |= {name: partial(OpenvinoEngine, sample=sample, precision=name) for name in names}
+    if bf16:
+        candidates["bf16-folded"] = bf16_engine
+    candidates["fp32-folded"] = fp32_engine
     for name, build in candidates.items():
-        engine = build(folded)
-        lowest = float(F.cosine_similarity(engine(sample), reference).min())
+        candidate = build(folded)
+        lowest = float(F.cosine_similarity(candidate(sample), reference).min())
         if lowest >= minimum_cosine:  # false for NaN
-            return engine, {"precision": name, "minimum_cosine": lowest}
-    return network, {"precision": "fp32", "minimum_cosine": 1.0}
+            runs = "openvino" if name in PRECISIONS else "torch"
+            return candidate, {"engine": runs, "precision": name, "minimum_cosine": lowest}
+    return network, {"engine": "torch", "precision": "fp32", "minimum_cosine": 1.0}
+
+
+def _takes_openvino(engine: EngineName, device: torch.device) -> bool:
+    if engine == "auto":
+        return device.type == "cpu" and is_installed()
+    if engine == "openvino" and device.type != "cpu":
+        raise ValueError(f"OpenVINO runs on the CPU, the network is on {device}; use --engine torch")
+    return engine == "openvino"

@@ -81,3 +81,11 @@ class Preprocessing:
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
     """Stack uint8 images [h, w, 3] as uint8 [n, 3, h, w], in channels-last layout, without a second copy."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def fill_up(pixels: Tensor, count: int) -> Tensor:
+    """Append black images to uint8 [n, 3, h, w] until there are `count`."""
+    missing = count - len(pixels)
+    if missing <= 0:
+        return pixels
+    return torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])

@@ -36,15 +36,9 @@ def _train_and_tell(options: TrainOptions) -> None:
 
 
 def _line(metrics: dict[str, Any]) -> str:
-    validation = "".join(
-        f"  {name.replace('_', ' ')} {metrics[name]:.3f}"
-        for name in ("pair_accuracy", "recall_at_1")
-        if name in metrics
-    )
-    return (
-        f"epoch {metrics['epoch']}  loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.3f}{validation}  "
-        f"{metrics['images_per_second']:.0f} images/s"
-    )
+    shown = [name for name in metrics if name not in ("epoch", "learning_rate", "seconds", "images_per_second")]
+    values = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in shown)
+    return f"epoch {metrics['epoch']}  {values}  {metrics['images_per_second']:.0f} images/s"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How good embeddings are, from arrays alone: pair accuracy and nearest-neighbour recall.
+"""How good embeddings are, from arrays alone: pair accuracy, true accepts at false accepts, and recall.
 
 Shapes: n items, d embedding dimension, p pairs.
 """
@@ -69,18 +69,72 @@ def pair_accuracy(
         ValueError: where no two items share an identity, or all do.
     """
     pairs, same = sample_pairs(labels, limit=limit, seed=seed)
-    unit = _normalize(embeddings)
-    cosines = np.concatenate(
-        [np.einsum("pd,pd->p", unit[rows[:, 0]], unit[rows[:, 1]]) for rows in _blocks(pairs, BLOCK_ROWS)]
-    )
     fold = np.random.default_rng(seed).permutation(len(pairs)) % folds
+    return fold_accuracy(pair_cosines(embeddings, pairs), same, fold)
+
+
+def pair_cosines(embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the cosine of each pair, float32 [p].
+
+    Args:
+        embeddings: [n, d], any norm.
+        pairs: row numbers int64 [p, 2].
+    """
+    unit = _normalize(embeddings)
+    blocks = [np.einsum("pd,pd->p", unit[rows[:, 0]], unit[rows[:, 1]]) for rows in _blocks(pairs, BLOCK_ROWS)]
+    return np.concatenate([np.empty(0, dtype=np.float32), *blocks])
+
+
+def fold_accuracy(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> float:
+    """Return the share of pairs told right when each fold is judged by the threshold that is best on the others.
+
+    Args:
+        scores: [p], higher for pairs that look like one identity.
+        same: bool [p], whether they are of one.
+        fold: int [p], the fold of each pair; at least two folds.
+    """
     right = 0
-    for held_out in range(folds):
+    for held_out in np.unique(fold):
         test = fold == held_out
-        if test.any() and not test.all():
-            threshold = best_threshold(cosines[~test], same[~test])
-            right += int(((cosines[test] >= threshold) == same[test]).sum())
-    return right / len(pairs)
+        if not test.all():
+            threshold = best_threshold(scores[~test], same[~test])
+            right += int(((scores[test] >= threshold) == same[test]).sum())
+    return right / len(scores)
+
+
+def list_folds(pairs: int, folds: int = 10) -> np.ndarray:
+    """Return the fold of each of `pairs` listed pairs, in runs of equal length (to one), int64 [p].
+
+    Published lists, as that of Huang et al., "Labeled Faces in the Wild", 2007, store their folds one after the other.
+    """
+    return np.arange(pairs) * min(folds, pairs) // max(1, pairs)
+
+
+def true_accept_rate(scores: np.ndarray, same: np.ndarray, false_accept_rate: float) -> float:
+    """Return the share of pairs of one identity whose score is above that of all but a few pairs of two (TAR at FAR).
+
+    The threshold is the lowest at which at most `false_accept_rate` of the pairs of two identities are accepted.
+
+    Args:
+        scores: [p].
+        same: bool [p].
+        false_accept_rate: from 0 to 1.
+
+    Raises:
+        ValueError: without pairs of either kind, or for a rate that these pairs cannot resolve, below one of them.
+    """
+    negatives = np.sort(scores[~same])[::-1]
+    if not len(negatives) or not same.any():
+        raise ValueError(f"found {same.sum()} pairs of one identity and {len(negatives)} of two, expected some of both")
+    accepted = int(np.floor(false_accept_rate * len(negatives) + 1e-9))  # 0.001 * 3000 must be 3, not 2.9999
+    if accepted < 1:
+        raise ValueError(
+            f"a false accept rate of {false_accept_rate} needs {int(np.ceil(1 / false_accept_rate))} pairs of two "
+            f"identities, found {len(negatives)}; give more pairs or a higher rate"
+        )
+    # the next negative must be refused, and with it all that score no higher
+    refused = negatives[accepted] if accepted < len(negatives) else -np.inf
+    return float((scores[same] > refused).mean())
 
 
 def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:

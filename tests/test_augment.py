@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbones.augment import PUBLISHED_AUGMENTATION, AugmentOptions, augment, augmented_view
+from backbones.augment import PUBLISHED_AUGMENTATION, AugmentOptions, augment, augmented_view, low_light_test
 
 NOTHING = AugmentOptions(
     flip=0.0, scale=0.0, shift=0.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0, occlusion=0.0, blur=0.0
@@ -124,3 +124,90 @@ def test_impossible_strengths_are_refused() -> None:
         AugmentOptions(flip=1.5)
     with pytest.raises(ValueError, match=r"augmentation blur_factor is 0.0, expected above 0"):
         AugmentOptions(blur_factor=0.0)
+    with pytest.raises(ValueError, match=r"augmentation mask is -0.1, expected 0 to 1"):
+        AugmentOptions(mask=-0.1)
+    with pytest.raises(ValueError, match=r"augmentation crop is 1.0, expected 0 to below 1"):
+        AugmentOptions(crop=1.0)
+    with pytest.raises(ValueError, match=r"augmentation low_light_gamma is 0.5, expected at least 1"):
+        AugmentOptions(low_light_gamma=0.5)
+
+
+LATER = {"mask": 1.0, "crop": 0.3, "low_light": 1.0}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_effects_leave_the_draws_of_all_others_alone(name: str) -> None:
+    images = smooth_images(12, 24)
+    # an effect that is chosen and does nothing: the rest must come out as without it
+    nothing = {"mask": {"mask": 1e-9}, "crop": {"crop": 1e-9}, "low_light": {"low_light": 1.0, "low_light_gamma": 1.0}}[
+        name
+    ]
+    with_it, without = generator(3), generator(3)
+    varied = augment(images, AugmentOptions(**nothing), with_it)
+    torch.testing.assert_close(varied, augment(images, AugmentOptions(), without), rtol=0, atol=1e-5)
+    assert torch.equal(with_it.get_state(), without.get_state())
+    for other, strength in LATER.items():
+        if other != name and (name, other) != ("crop", "mask"):
+            both = augment(images, replace(**nothing, **{other: strength}), generator(4))
+            torch.testing.assert_close(
+                both, augment(images, replace(**{other: strength}), generator(4)), rtol=0, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_effects_are_seeded_and_differ_within_a_batch(name: str) -> None:
+    same = smooth_images(1, 24).expand(8, -1, -1, -1)
+    options = replace(**{name: LATER[name]})
+    first, again, other = (augment(same, options, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len(torch.unique(first.flatten(1), dim=0)) == 8
+
+
+def test_default_views_are_those_of_before_the_later_effects() -> None:
+    # Values made when the first 18 columns were all there was.
+    pixels = (torch.arange(3 * 8 * 8) * 37 % 256).to(torch.uint8).reshape(1, 3, 8, 8).expand(4, -1, -1, -1)
+    varied = augment(pixels, AugmentOptions(), generator(11))
+    torch.testing.assert_close(
+        varied[:, 0, 3, 4], torch.tensor([0.60972893, -0.74512982, -0.39389390, 0.27896428]), rtol=0, atol=1e-5
+    )
+
+
+def test_crop_stretches_a_window_within_the_image() -> None:
+    ramp = torch.linspace(-1, 1, 64)
+    images = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros(64, 64)]).expand(
+        200, -1, -1, -1
+    )
+    cropped = augment(images, replace(crop=0.5), generator(5))
+    columns, rows = cropped[:, 0, 32], cropped[:, 1, :, 32]
+    widths, heights = ((line[:, 48] - line[:, 16]) / (ramp[48] - ramp[16]) for line in (columns, rows))
+    torch.testing.assert_close(widths, heights, rtol=0, atol=1e-3)  # a square
+    assert 0.5 <= widths.min() < 0.53
+    assert 0.97 < widths.max() <= 1.001
+    for line in (columns, rows):  # within the image, at its ends too
+        lowest, highest = line[:, 0], line[:, -1]
+        assert lowest.min() < -0.9
+        assert highest.max() > 0.9
+        torch.testing.assert_close(highest - lowest, 2 * widths, rtol=0, atol=0.03)
+
+
+def test_low_light_is_a_power_of_the_light() -> None:
+    images = smooth_images(50, 12)
+    dark = (augment(images, replace(low_light=1.0, low_light_gamma=3.0), generator(6)) + 1) / 2
+    light = (images + 1) / 2
+    gamma = dark.log() / light.log()
+    middle = gamma.flatten(1).median(dim=1).values
+    assert ((gamma - middle[:, None, None, None]).abs() < 0.02)[(light > 0.1) & (light < 0.9)].all()
+    assert 1.0 <= middle.min() < 1.2
+    assert 2.8 < middle.max() <= 3.001
+    some = augment(images, replace(low_light=0.3), generator(6))
+    assert 5 <= int((some - images).abs().flatten(1).amax(dim=1).gt(1e-4).sum()) <= 25
+
+
+def test_the_low_light_test_is_the_published_transform() -> None:
+    pixels = np.arange(256, dtype=np.uint8)
+    expected = (2 * np.sqrt(pixels.astype(np.float64))).astype(np.uint8)
+    found = low_light_test(torch.from_numpy(pixels))
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found, expected)
+    assert (int(found[255]), int(found[64]), int(found[0])) == (31, 16, 0)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.backbone import Backbone, ImageBackbone, Preprocessing, load_backbone, load_image_backbone
+from backbones.backbone import Backbone, ImageBackbone, load_backbone, load_image_backbone
 from backbones.checkpoint import save_model
 from backbones.images import UnreadableImage
 from backbones.iresnet import ARCHITECTURES, IResNet
 from backbones.onnx_backbone import OnnxBackbone
+from backbones.preprocessing import Preprocessing
 
 SIZE = 16
 

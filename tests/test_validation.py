@@ -1,9 +1,18 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 
-from backbones.validation import best_threshold, nearest_neighbor_recall, pair_accuracy, sample_pairs
+from backbones.validation import (
+    best_threshold,
+    fold_accuracy,
+    list_folds,
+    nearest_neighbor_recall,
+    pair_accuracy,
+    pair_cosines,
+    sample_pairs,
+    true_accept_rate,
+)
 
 
 def test_all_pairs_of_one_identity_are_found_and_as_many_of_two() -> None:
@@ -63,3 +72,54 @@ def test_labels_without_pairs_are_refused() -> None:
         pair_accuracy(np.eye(3), np.zeros(3))
     with pytest.raises(ValueError, match="no two items share an identity"):
         nearest_neighbor_recall(np.eye(3), np.arange(3))
+
+
+def test_listed_folds_are_runs_of_equal_length() -> None:
+    assert list_folds(20).tolist() == [fold for fold in range(10) for _ in range(2)]
+    assert np.bincount(list_folds(6000)).tolist() == [600] * 10
+    assert sorted(np.bincount(list_folds(23))) == [2] * 7 + [3] * 3
+    assert list_folds(3).tolist() == [0, 1, 2]
+
+
+def test_fold_accuracy_equals_a_slow_count() -> None:
+    generator = np.random.default_rng(2)
+    same = generator.random(60) < 0.5
+    scores = generator.normal(size=60) + same
+    fold = list_folds(60)
+    right = 0
+    for held_out in range(10):
+        others = [pair for pair in range(60) if fold[pair] != held_out]
+        tried = sorted(scores[others])
+        middles = [tried[0] - 1, *[(a + b) / 2 for a, b in pairwise(tried)], tried[-1] + 1]
+        counts = [sum((scores[pair] >= middle) == same[pair] for pair in others) for middle in middles]
+        threshold = middles[int(np.argmax(counts))]
+        right += sum((scores[pair] >= threshold) == same[pair] for pair in range(60) if fold[pair] == held_out)
+    assert fold_accuracy(scores, same, fold) == right / 60
+
+
+def test_true_accepts_equal_trying_every_threshold() -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(30):
+        same = generator.random(80) < 0.4
+        scores = np.round(generator.normal(size=80) + same, 1)  # with ties
+        for rate in (0.1, 0.25, 1.0):
+            best = 0.0
+            for threshold in [*scores, np.inf]:
+                if (scores[~same] >= threshold).mean() <= rate:
+                    best = max(best, (scores[same] >= threshold).mean())
+            assert true_accept_rate(scores, same, rate) == pytest.approx(best)
+    scores, same = np.arange(80.0), np.arange(80) < 40
+    with pytest.raises(ValueError, match=r"a false accept rate of 0\.001 needs 1000 pairs of two identities, found"):
+        true_accept_rate(scores, same, 0.001)
+    with pytest.raises(ValueError, match="expected some of both"):
+        true_accept_rate(scores, np.ones(80, dtype=bool), 0.1)
+
+
+def test_pair_cosines_equal_a_slow_loop() -> None:
+    generator = np.random.default_rng(4)
+    embeddings = generator.normal(size=(9, 5)) * 7
+    pairs = generator.integers(9, size=(2500, 2))
+    expected = [
+        embeddings[a] @ embeddings[b] / np.linalg.norm(embeddings[a]) / np.linalg.norm(embeddings[b]) for a, b in pairs
+    ]
+    np.testing.assert_allclose(pair_cosines(embeddings, pairs), expected, atol=1e-6)

@@ -1,0 +1,104 @@
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import pixels, png, put, write_record_set
+
+from backbones.image_item import ImageItem
+from backbones.image_set import ImageSet, keep_share, require_disjoint
+
+
+def image_set(data: Path, **changes: float) -> ImageSet:
+    return ImageSet(data, 12, **{"max_bad": 0, "memory": 1, "workers": 2, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def listing(counts: dict[str, int]) -> list[ImageItem]:
+    return [
+        ImageItem(f"{name}/{n}.png", name, Path(f"{name}/{n}.png"))
+        for name, count in counts.items()
+        for n in range(count)
+    ]
+
+
+def test_images_in_memory_and_decoded_per_batch_are_the_same(tmp_path: Path) -> None:
+    write_record_set(tmp_path, [(label, png(seed)) for seed, label in enumerate([4, 10, 4, 7])])
+    batches = [torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([2, 2]), torch.tensor([0])]
+    for memory in (1, 0):
+        images = image_set(tmp_path, memory=memory)
+        assert (images.pixels is None) is (memory == 0)
+        assert images.identities == ["10", "4", "7"]
+        assert images.labels.tolist() == [1, 0, 1, 2]
+        found = list(images.batches(batches))
+        for (rows, shown), asked in zip(found, batches, strict=True):
+            assert torch.equal(rows, asked)
+            np.testing.assert_array_equal(shown.permute(0, 2, 3, 1), [pixels(row) for row in asked.tolist()])
+
+
+def test_a_container_cut_in_the_middle_has_unreadable_images(tmp_path: Path) -> None:
+    write_record_set(tmp_path, [(1, png(1)), (2, b"no image"), (2, png(3))])
+    images = image_set(tmp_path, max_bad=1)
+    assert images.skipped == ["2/2"]
+    assert [item.item_id for item in images.items] == ["1/1", "2/3"]
+
+
+def test_kept_shares_are_nested_balanced_and_depend_on_seed_and_id_alone() -> None:
+    items = listing({"a": 40, "b": 10, "c": 3, "d": 1})
+    kept = {share: [item.item_id for item in keep_share(items, share, 7)] for share in (0.01, 0.1, 0.25, 0.5, 1.0)}
+    shares = list(kept.values())
+    for smaller, larger in itertools.pairwise(shares):
+        assert set(smaller) <= set(larger)
+    for share, ids in kept.items():
+        counts = Counter(item_id[0] for item_id in ids)
+        assert counts == {name: max(1, int(share * n + 0.5)) for name, n in zip("abcd", (40, 10, 3, 1), strict=True)}
+    shuffled = [items[place] for place in np.random.default_rng(0).permutation(len(items))]
+    assert {item.item_id for item in keep_share(shuffled, 0.25, 7)} == set(kept[0.25])
+    others = [{item.item_id for item in keep_share(items, 0.25, seed)} for seed in range(8, 12)]
+    assert all(other != set(kept[0.25]) for other in others)
+    # a new identity changes nothing for the old ones
+    more = keep_share([*items, *listing({"e": 9})], 0.25, 7)
+    assert [item.item_id for item in more if item.label != "e"] == kept[0.25]
+
+
+def test_every_image_is_as_likely_to_be_kept() -> None:
+    items = listing({"a": 8})
+    counts = Counter(item.item_id for seed in range(800) for item in keep_share(items, 0.25, seed))
+    expected, spread = 200.0, (800 * 0.25 * 0.75) ** 0.5
+    assert len(counts) == 8
+    assert max(abs(count - expected) for count in counts.values()) < 4 * spread
+
+
+def test_a_share_of_a_set_and_impossible_shares(tmp_path: Path) -> None:
+    for seed in range(10):
+        put(tmp_path / f"{'ab'[seed % 2]}/{seed}.png", png(seed))
+    half, same, other = (image_set(tmp_path, keep_fraction=0.4, seed=seed) for seed in (1, 1, 2))
+    assert len(half) == 4
+    assert (half.digest == same.digest, half.digest == other.digest) == (True, False)
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"keep_fraction is .*, expected above 0 and at most 1"):
+            image_set(tmp_path, keep_fraction=share)
+
+
+def test_evaluation_identities_that_were_trained_on_are_refused(tmp_path: Path) -> None:
+    for seed in range(12):
+        put(tmp_path / f"train/person{seed:02d}/1.png", png(seed))
+        put(tmp_path / f"other/stranger{seed:02d}/1.png", png(seed))
+        put(tmp_path / f"mixed/{'person' if seed < 7 else 'stranger'}{seed:02d}/1.png", png(seed))
+    train, other, mixed = (image_set(tmp_path / name) for name in ("train", "other", "mixed"))
+    require_disjoint(train, other)
+    with pytest.raises(ValueError, match="identities to evaluate on") as error:
+        require_disjoint(train, mixed)
+    assert str(error.value).startswith(
+        "7 of the 12 identities to evaluate on are in the training set: person00, person01, person02, person03, "
+        "person04 and 2 more; remove them"
+    )
+
+
+def test_the_digest_tells_identities_apart(tmp_path: Path) -> None:
+    put(tmp_path / "1.png", png(1))
+    digests = set()
+    for label in ("anna", "bob"):
+        digests.add(image_set(put(tmp_path / "list.txt", f"1.png {label}\n".encode())).digest)
+    assert len(digests) == 2
