@@ -1,7 +1,8 @@
 """Thousands of real identities on a CPU: kanji drawn by dozens of type designs, and networks that learn to tell them.
 
 `--stage build` draws the images, `--stage train` trains and judges networks, `--stage tables` prints what is there; all
-three by default. Run it again to go on where it was stopped.
+three by default. Run it again to go on where it was stopped. `--only` trains some of the networks, so that processes
+of one thread each can share the work (OMP_NUM_THREADS=1), which suits a busy machine.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
         say(f"{len(left)} of {len(cells)} networks to train: about {sum(left.values()):.0f} minutes of two quiet cores")
         for name, value in left.items():
             say(f"  {name}: {value:.1f} min")
-        runs.train_all(cells)
-    if "tables" in options.stage:
+        runs.train_all(cells, options.only)
+    if "tables" in options.stage and not options.only:
         text = report(runs.load, sizes, manifest, runs.test_labels("queries"))
         command = "python benchmarks/font_identities.py" + ("" if options.size == 32 else f" --size {options.size}")
         publish("font_identities", command, text, ["numpy", "torch", "pillow"], save=options.save)
@@ -82,6 +83,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most-samples", type=int, default=200, help="of the commonest identity of the long tail")
     parser.add_argument("--folders", action="store_true", help="write plain folders of images beside the tar files")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NETWORK", help="train these; for several processes beside each other"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, in OUT/smoke: to see it run")
     parser.add_argument("--save", action="store_true", help="write results/font_identities.md")
     options = parser.parse_args()

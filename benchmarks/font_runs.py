@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from font_files import read_tar
 from font_plan import COMPATIBLE, DISTILLED, NEW, OLD, Cell, Sizes, stored_teacher
 from font_scores import Scores, score
@@ -43,10 +44,13 @@ class Runs:
     def __init__(self, folder: Path, sizes: Sizes, manifest: dict[str, Any], say: Callable[[str], object]) -> None:
         self.folder, self.sizes, self.manifest, self.say = folder, sizes, manifest, say
 
-    def train_all(self, cells: Sequence[Cell]) -> None:
-        """Train and judge each network, then compare across networks."""
+    def train_all(self, cells: Sequence[Cell], only: Collection[str] = ()) -> None:
+        """Train and judge each network, then compare across networks; or `only` those of these names."""
         for cell in cells:
-            self.result(cell.name, self._settings(cell), lambda cell=cell: self._trained(cell, cells))
+            if not only or cell.name in only:
+                self.result(cell.name, self._settings(cell), lambda cell=cell: self._trained(cell, cells))
+        if only:
+            return
         across = [cell for cell in cells if cell.name in (OLD, NEW, DISTILLED, COMPATIBLE)]
         self.result("across", {"cells": [self._settings(cell) for cell in across]}, lambda: self._across(across))
 
@@ -103,6 +107,7 @@ class Runs:
             "accuracy": trained.history[-1].get("accuracy"),
             "loss": trained.history[-1]["loss"],
             "images_per_second": float(np.median([epoch["images_per_second"] for epoch in trained.history])),
+            "threads": torch.get_num_threads(),
             "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
         }
 
