@@ -18,7 +18,7 @@ class ExportOptions:
 
     Attributes:
         backbone: A built-in network, or `module:function` returning a text encoder of this package
-            (`backbones.text_encoder:minilm`).
+            (`backbones.encoders.texts:minilm`).
         out: The ONNX file; not there yet.
         weights: model.safetensors that `backbones.train` wrote, for a built-in network.
         data: Items to compare the two on, the first 16 of them; noise or a few sentences by default.
@@ -73,8 +73,8 @@ def export(options: ExportOptions) -> ExportResult:
         ImportError: where onnx, onnxscript or onnxruntime is not installed.
         ValueError: where the encoder cannot be exported, or the file's embeddings are not the encoder's.
     """
-    from backbones.backbone import load_backbone
-    from backbones.onnx_export import write_onnx
+    from backbones.encoders.load import load_backbone
+    from backbones.encoders.onnx_export import write_onnx
 
     if options.out.exists():
         raise FileExistsError(f"{options.out} exists and is never overwritten; name another --out or remove it")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from backbones.command_line import run_command
 
 if TYPE_CHECKING:
-    from backbones.flops import NetworkCost
+    from backbones.networks.costs import NetworkCost
 
 HEADER = ("network", "parameters", "multiply-adds", "FLOPs", "published", "difference", "source")
 UNITS = ("", "10⁶", "10⁹", "10⁹", "", "", "")
@@ -31,15 +31,15 @@ class ListOptions:
 
 
 def list_networks(options: ListOptions) -> None:
-    """Print the cost of every network of `backbones.iresnet.ARCHITECTURES`.
+    """Print the cost of every network of `backbones.networks.iresnet.ARCHITECTURES`.
 
     Raises:
         ValueError: for an input size that is too small.
     """
     from json import dumps
 
-    from backbones.flops import network_cost
-    from backbones.iresnet import ARCHITECTURES
+    from backbones.networks.costs import network_cost
+    from backbones.networks.iresnet import ARCHITECTURES
 
     costs = [network_cost(name, input_size=options.input_size) for name in ARCHITECTURES]
     told = {"input_size": options.input_size, "networks": [_entry(cost) for cost in costs]}
@@ -49,7 +49,7 @@ def list_networks(options: ListOptions) -> None:
 def _entry(cost: "NetworkCost") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from backbones.flops import PUBLISHED, PUBLISHED_SIZE
+    from backbones.networks.costs import PUBLISHED, PUBLISHED_SIZE
 
     published = PUBLISHED.get(cost.name, ()) if cost.input_size == PUBLISHED_SIZE else ()
     return {
@@ -69,12 +69,11 @@ def _entry(cost: "NetworkCost") -> dict[str, Any]:
 
 
 def _text(costs: Sequence["NetworkCost"]) -> str:
-    from backbones.flops import PUBLISHED, PUBLISHED_SIZE
+    from backbones.networks.costs import PUBLISHED, PUBLISHED_SIZE
 
     size = costs[0].input_size
     sources: list[str] = []
     rows = [HEADER, UNITS]
-    notes: list[str] = []
     for cost in costs:
         own = (cost.name, f"{cost.parameters / 1e6:.3f}", f"{cost.multiply_adds / 1e9:.3f}", f"{cost.flops / 1e9:.3f}")
         beside: list[tuple[str, str, str]] = []
@@ -86,8 +85,6 @@ def _text(costs: Sequence["NetworkCost"]) -> str:
             if difference is not None:
                 beside.append((f"{figure.parameters} parameters", f"{difference:+.2%}", source))
             beside.append((f"{figure.operations} {figure.unit}", f"{figure.operations_difference(cost):+.2%}", source))
-            if figure.explanation:
-                notes.append(f"{cost.name} {source}: {figure.explanation}")
         for line, extra in enumerate(beside or [("", "", "")]):
             rows.append((*(own if line == 0 else ("", "", "", "")), *extra))
     heading = f"one RGB image of {size} x {size} pixels, embedding of 512 dimensions"
@@ -96,7 +93,7 @@ def _text(costs: Sequence["NetworkCost"]) -> str:
     )
     numbered = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
     return "".join(
-        f"{line}\n" for line in (heading, legend, "", *_aligned(rows), *([""] if sources else []), *numbered, *notes)
+        f"{line}\n" for line in (heading, legend, "", *_aligned(rows), *([""] if sources else []), *numbered)
     )
 
 

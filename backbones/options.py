@@ -83,7 +83,7 @@ class TrainOptions:
         epochs: number of epochs.
         passes_per_epoch: how often an epoch walks through the images, each time varied anew.
         batch_size: images per step; the rest of an epoch that fills no batch is left out.
-        accumulate: micro-batches a step is computed in, one after the other; see `backbones.learner`.
+        accumulate: micro-batches a step is computed in, one after the other; see `backbones.training.learner`.
         optimizer: sgd, adamw, or lars (layer-wise rates for large batches; needs the extra `optimizers`).
         learning_rate: highest learning rate.
         schedule: how it falls: cosine and polynomial to zero at the end, multistep at the milestones, or constant.

@@ -1,6 +1,6 @@
 """Train a backbone: `python -m backbones.train --data DIR --out DIR`.
 
-The work is in `backbones.training`, which needs torch; this module answers `--help` without it.
+The work is in `backbones.training.fit`, which needs torch; this module answers `--help` without it.
 """
 
 import sys
@@ -11,14 +11,14 @@ from backbones.command_line import run_command
 from backbones.options import AugmentOptions, TrainOptions
 
 if TYPE_CHECKING:
-    from backbones.training import TrainResult
+    from backbones.training.fit import TrainResult
 
 __all__ = ["AugmentOptions", "TrainOptions", "main", "train"]
 
 
 def train(options: TrainOptions, *, on_epoch: Callable[[dict[str, Any]], object] | None = None) -> "TrainResult":
-    """Train, or go on where an interrupted run stopped; see `backbones.training.fit`."""
-    from backbones.training import fit
+    """Train, or go on where an interrupted run stopped; see `backbones.training.fit.fit`."""
+    from backbones.training.fit import fit
 
     return fit(options, on_epoch=on_epoch)
 

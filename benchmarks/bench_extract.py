@@ -13,9 +13,9 @@ from PIL import Image
 from table import interleaved, markdown, publish
 from torch.utils.data import DataLoader, Dataset
 
-from backbones.image_backbone import ImageBackbone, load_image_backbone
-from backbones.inference import EngineName
-from backbones.openvino_engine import is_installed
+from backbones.encoders.images import ImageBackbone, load_image_backbone
+from backbones.encoders.inference import EngineName
+from backbones.encoders.openvino import is_installed
 from backbones.options import TrainOptions
 from backbones.train import train
 from compat.demo import DemoOptions, lay_out_faces

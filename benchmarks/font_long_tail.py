@@ -19,8 +19,8 @@ def long_tail(item_ids: Sequence[str], *, most: int, seed: int) -> list[tuple[st
     """Samples (item id, view) of a long-tailed set: the identity of rank r has most * r^-a of them, the last has one.
 
     An identity's items are taken in an order drawn by the seed, first as they are (view 0), then as their augmented
-    views 1, 2, ...: what `backbones.augment.augmented_view` makes and `compat.extract --views` embeds, there as item
-    `ITEM#view1`. Nothing is copied.
+    views 1, 2, ...: what `backbones.augmentation.views.augmented_view` makes and `compat.extract --views` embeds, there
+    as item `ITEM#view1`. Nothing is copied.
 
     Args:
         item_ids: `identity/file`, of all items.
@@ -54,7 +54,7 @@ def sample_images(
         options: How far to vary; characters should not be mirrored (flip=0).
         seed: Chooses the views; `--view-seed` of `compat.extract`.
     """
-    from backbones.augment import augmented_view  # torch
+    from backbones.augmentation.views import augmented_view  # torch
 
     for item_id, view in samples:
         image = augmented_view(images[item_id], item_id=item_id, view=view, seed=seed, options=options)

@@ -19,9 +19,9 @@ from font_files import read_tar
 from font_plan import COMPATIBLE, DISTILLED, NEW, OLD, Cell, Sizes, stored_teacher
 from font_scores import Scores, score
 
-from backbones.backbone import load_image_backbone
 from backbones.checkpoint import MODEL_FILE
-from backbones.flops import network_cost
+from backbones.encoders.images import load_image_backbone
+from backbones.networks.costs import network_cost
 from backbones.train import train
 from compat.options import FitOptions
 from compat.pairs import Pairs

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from backbones.encoder import Backbone, Item, Items
-    from backbones.reading import Reading
+    from backbones.datasets.items import Item, Items
+    from backbones.datasets.reading import Reading
+    from backbones.encoders.encoder import Backbone
     from stores.store import EmbeddingStore
 
 SECONDS_PER_COMMIT = 30.0
@@ -31,7 +32,7 @@ class ExtractOptions:
 
     Attributes:
         backbone: A built-in network (`python -m backbones.list` names them), `onnx:FILE`, or `module:function`
-            returning a `backbones.backbone.Backbone`; `backbones.text_encoder:minilm` is one for texts.
+            returning a `backbones.encoders.encoder.Backbone`; `backbones.encoders.texts:minilm` is one for texts.
         data: The items. Images: a folder with one folder per identity, a .rec, .tar or .bin file, or a list. Texts: a
             .txt file, one text a line; a CSV, NDJSON or Parquet table with columns item_id, text and perhaps label; or
             a folder of .txt files.
@@ -112,8 +113,8 @@ def extract(options: ExtractOptions) -> ExtractResult:
         ValueError: If the backbone is unknown or does not fit its weights, or too many items are unreadable.
         ImportError: If the backbone or engine needs a package that is not installed.
     """
-    from backbones.backbone import load_backbone
-    from backbones.item_sets import open_items
+    from backbones.datasets.item_sets import open_items
+    from backbones.encoders.load import load_backbone
     from stores.galleries.zarr_store import COMPLETE
 
     backbone = load_backbone(
@@ -137,9 +138,9 @@ def extract(options: ExtractOptions) -> ExtractResult:
 
 def _adapt(options: ExtractOptions, folder: Path, backbone: "Backbone") -> dict[str, Any]:
     """Adapt the norms to the images of a folder; return what the store's provenance says of it."""
-    from backbones.image_backbone import ImageBackbone
-    from backbones.item_sets import open_items
-    from backbones.reading import read_ahead
+    from backbones.datasets.item_sets import open_items
+    from backbones.datasets.reading import read_ahead
+    from backbones.encoders.images import ImageBackbone
 
     if not isinstance(backbone, ImageBackbone):
         raise ValueError(
@@ -210,7 +211,7 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store:
     import time
     from itertools import islice
 
-    from backbones.reading import read_ahead
+    from backbones.datasets.reading import read_ahead
     from stores.galleries.zarr_store import COMPLETE
 
     provenance = store.provenance
@@ -251,7 +252,7 @@ def _require_few_bad(bad: dict[str, str], most: int) -> None:
         raise ValueError(f"{len(bad)} items are unreadable, --max-bad allows {most}; the first is {name}: {reason}")
 
 
-def _table(readings: "list[Reading[list[Any]]]", items: "Items") -> "pl.DataFrame":
+def _table(readings: "list[Reading[Item, list[Any]]]", items: "Items") -> "pl.DataFrame":
     """The item table's rows of the readable items, one for each view."""
     import polars as pl
 
@@ -293,7 +294,7 @@ def _require_views(options: ExtractOptions, sample: list[Any]) -> None:
 def _view(content: Any, item: "Item", view: int, options: ExtractOptions) -> Any:
     if view == 0:
         return content
-    from backbones.augment import augmented_view
+    from backbones.augmentation.views import augmented_view
     from backbones.options import AugmentOptions
 
     name = str(item.item_id)

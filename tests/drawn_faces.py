@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.iresnet import ARCHITECTURES, IResNet
-from backbones.train import TrainOptions
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
+from backbones.options import TrainOptions
 
 TINY = partial(IResNet, (1, 1, 1, 1), channels=(8, 8, 8, 8))
 
@@ -20,7 +20,7 @@ TINY = partial(IResNet, (1, 1, 1, 1), channels=(8, 8, 8, 8))
 DRIVER = """
 import sys
 from functools import partial
-from backbones.iresnet import ARCHITECTURES, IResNet
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
 ARCHITECTURES["tiny"] = partial(IResNet, (1, 1, 1, 1), channels=(8, 8, 8, 8))
 from backbones.train import main
 sys.exit(main())

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.adabn import NormStatistics, adapt_norms
-from backbones.image_backbone import ImageBackbone
-from backbones.iresnet import IResNet
-from backbones.preprocessing import Preprocessing
+from backbones.encoders.adabn import NormStatistics, adapt_norms
+from backbones.encoders.images import ImageBackbone
+from backbones.encoders.preprocessing import Preprocessing
+from backbones.networks.iresnet import IResNet
 
 SIZE = 16
 

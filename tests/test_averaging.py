@@ -5,9 +5,10 @@ import torch
 from drawn_faces import faces, one_thread, options, tiny_architecture
 from torch import Tensor, nn
 
-from backbones.averaging import WeightAverage
-from backbones.backbone import load_image_backbone
-from backbones.train import TrainOptions, train
+from backbones.encoders.images import load_image_backbone
+from backbones.options import TrainOptions
+from backbones.train import train
+from backbones.training.averaging import WeightAverage
 
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 

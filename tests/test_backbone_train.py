@@ -11,8 +11,8 @@ import pytest
 import torch
 from drawn_faces import draw_identities, faces, one_thread, options, stop_after, strangers, tiny_architecture
 
-from backbones.backbone import load_image_backbone
 from backbones.checkpoint import load_card, read_tensors, write_tensors
+from backbones.encoders.images import load_image_backbone
 from backbones.train import main, train
 
 __all__ = ["faces", "one_thread", "strangers", "tiny_architecture"]  # fixtures

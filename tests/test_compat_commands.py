@@ -18,8 +18,8 @@ from PIL import Image
 from planted import ROOT, environment, plant, run, write_store
 
 from backbones.checkpoint import save_model
-from backbones.iresnet import ARCHITECTURES, IResNet
-from backbones.preprocessing import Preprocessing
+from backbones.encoders.preprocessing import Preprocessing
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
 from compat.extract import ExtractOptions, extract
 from compat.options import FitOptions
 from compat.pairs import join_pairs
@@ -35,7 +35,7 @@ EXTRACT = """
 import sys
 from functools import partial
 import compat.extract
-from backbones.iresnet import ARCHITECTURES, IResNet
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
 ARCHITECTURES["tiny"] = partial(IResNet, (1, 1, 1, 1), channels=(8, 8, 8, 8))
 compat.extract.SECONDS_PER_COMMIT = 0.0
 sys.exit(compat.extract.main())
@@ -391,7 +391,7 @@ def test_images_become_a_store_that_names_its_space(faces, model, tmp_path, here
     assert store.space.fingerprint == store.provenance["extraction"]["fingerprint"]
     assert store.provenance["complete"] is True
     assert store.provenance["inference"]["minimum_cosine"] >= 0.999
-    from backbones.backbone import load_image_backbone
+    from backbones.encoders.images import load_image_backbone
 
     backbone = load_image_backbone("tiny", model)
     expected = backbone.embed([backbone.read(faces / name) for name in names])
@@ -514,8 +514,8 @@ def test_images_in_a_tar_are_the_same_items(faces, model, tmp_path, here):
 ENCODERS = '''
 import hashlib
 import numpy as np
-from backbones.backbone import Backbone
-from backbones.images import IMAGE_SUFFIXES, read_image
+from backbones.encoders.encoder import Backbone
+from backbones.datasets.decoding import IMAGE_SUFFIXES, read_image
 
 
 class Words(Backbone):

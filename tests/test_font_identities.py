@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.augment import augmented_view
-from backbones.image_set import ImageSet
+from backbones.augmentation.views import augmented_view
+from backbones.datasets.image_set import ImageSet
 from backbones.options import AugmentOptions
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from image_files import png, put
 
-from backbones.image_set import ImageSet
-from backbones.images import image_items
+from backbones.datasets.image_set import ImageSet
+from backbones.datasets.item_sets import image_items
 
 
 def write_list(path: Path, text: str) -> Path:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from image_files import pixels, png, put, write_record_set
 
-from backbones.image_item import ImageItem
-from backbones.image_set import ImageSet, keep_share, require_disjoint
+from backbones.datasets.image_item import ImageItem
+from backbones.datasets.image_set import ImageSet, keep_share, require_disjoint
 
 
 def image_set(data: Path, **changes: float) -> ImageSet:

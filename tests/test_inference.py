@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.inference import fastest_faithful, fold_batchnorm, multiplies_bf16
-from backbones.iresnet import IResNet, ResidualUnit
+from backbones.encoders.inference import fastest_faithful, fold_batchnorm, multiplies_bf16
+from backbones.networks.iresnet import IResNet, ResidualUnit
 
 
 def seasoned_network(*, squeeze: bool = False) -> IResNet:

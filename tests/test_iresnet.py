@@ -4,8 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.inference import fold_batchnorm
-from backbones.iresnet import ARCHITECTURES, UNITS, IResNet, ResidualUnit, SqueezeExcitation, build_architecture
+from backbones.encoders.inference import fold_batchnorm
+from backbones.networks.iresnet import (
+    ARCHITECTURES,
+    UNITS,
+    IResNet,
+    ResidualUnit,
+    SqueezeExcitation,
+    build_architecture,
+)
 
 
 def count_parameters(network: torch.nn.Module) -> int:

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from backbones import masks
-from backbones.masks import DRAWS, FIVE_POINTS, OUTLINES, TEXTURES, draw_masks
+from backbones.augmentation import masks
+from backbones.augmentation.masks import DRAWS, FIVE_POINTS, OUTLINES, TEXTURES, draw_masks
 
 
 def uniform(count: int, seed: int = 0) -> torch.Tensor:

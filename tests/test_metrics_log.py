@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from drawn_faces import faces, one_thread, options, stop_after, strangers, tiny_architecture
 
-from backbones.metrics_log import STEPS_FILE, MetricsLog, read_steps
 from backbones.train import train
+from backbones.training.metrics_log import STEPS_FILE, MetricsLog, read_steps
 
 __all__ = ["faces", "one_thread", "strangers", "tiny_architecture"]  # fixtures
 

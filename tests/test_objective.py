@@ -9,15 +9,14 @@ import torch
 from drawn_faces import draw_identities, faces, one_thread, options, tiny_architecture
 from torch.nn import functional as F
 
-from backbones.augment import augment
-from backbones.backbone import load_image_backbone
+from backbones.augmentation.views import augment
 from backbones.checkpoint import read_tensors
-from backbones.finetuning import resample_projection
-from backbones.image_set import ImageSet
-from backbones.learner import Learner, NotFinite, _Tally
-from backbones.objective import load_head
+from backbones.datasets.image_set import ImageSet
+from backbones.encoders.images import load_image_backbone
 from backbones.options import AugmentOptions
 from backbones.train import train
+from backbones.training.learner import Learner, NotFinite, _Tally
+from backbones.training.objective import load_head
 
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 STILL = AugmentOptions(
@@ -164,12 +163,3 @@ def test_a_network_of_low_resolution_goes_on_in_high(tmp_path: Path, faces: Path
     high = Learner(options(faces, tmp_path / "high", finetune_from=low, **asked), images_of(faces, 48))
     assert high.network.head.projection.weight.shape == (8, 8 * 3 * 3)
     assert train(options(faces, tmp_path / "high", finetune_from=low, **asked)).card["input_size"] == 48
-
-
-@pytest.mark.parametrize("side", [2, 4, 9, 12])
-def test_a_resampled_projection_sees_the_old_map(side: int) -> None:
-    torch.manual_seed(0)
-    weight, maps = torch.randn(5, 3 * 4 * 4), torch.randn(7, 3, side, side)
-    resampled = resample_projection(weight, channels=3, positions=side * side)
-    old_maps = F.interpolate(maps, (4, 4), mode="bilinear", antialias=True)
-    torch.testing.assert_close(maps.flatten(1) @ resampled.T, old_maps.flatten(1) @ weight.T, rtol=1e-4, atol=1e-5)

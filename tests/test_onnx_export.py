@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.backbone import load_backbone
 from backbones.checkpoint import save_model
+from backbones.encoders.load import load_backbone
+from backbones.encoders.onnx_export import largest_difference
+from backbones.encoders.preprocessing import Preprocessing
 from backbones.export import ExportOptions, export, main
-from backbones.iresnet import ARCHITECTURES, IResNet
-from backbones.onnx_export import largest_difference
-from backbones.preprocessing import Preprocessing
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
 
 SIZE = 16
 PREPROCESSING = Preprocessing(size=SIZE, colour_order="BGR", mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.optimization import build_optimizer, schedule
 from backbones.options import TrainOptions
+from backbones.training.optimization import build_optimizer, schedule
 
 OPTIONS = TrainOptions(data=Path("data"), out=Path("out"))
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from image_files import pixels, png, put
 
-from backbones.image_set import ImageSet
-from backbones.images import IMAGE_SUFFIXES, image_items
-from backbones.pair_files import is_pair_file, read_pairs
-from backbones.pair_set import PairSet
+from backbones.datasets.decoding import IMAGE_SUFFIXES
+from backbones.datasets.image_set import ImageSet
+from backbones.datasets.item_sets import image_items
+from backbones.datasets.pair_files import is_pair_file, read_pairs
+from backbones.training.validation_set import PairSet
 
 IMAGES = [png(seed) for seed in (1, 2, 1, 3, 4, 4)]
 SAME = [True, False, True]
@@ -93,7 +94,7 @@ class Hostile:
         ("numpy", "load"),
         ("numpy", "dtype.__init__"),
         ("numpy.core.multiarray", "fromfile"),
-        ("backbones.pair_files", "Path"),
+        ("backbones.datasets.pair_files", "Path"),
     ],
 )
 def test_a_hostile_pickle_never_runs(tmp_path: Path, module: str, function: str, protocol: int) -> None:

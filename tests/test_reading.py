@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from backbones.reading import BATCHES_AHEAD, read_ahead
-from backbones.texts import TextItem
+from backbones.datasets.reading import BATCHES_AHEAD, read_ahead
+from backbones.datasets.texts import TextItem
 
 
 def items(count):
@@ -36,7 +36,7 @@ def test_reading_goes_on_while_the_taker_works_but_not_far_ahead():
     while len(read_so_far) < 5 * (1 + BATCHES_AHEAD) and time.monotonic() < deadline:
         time.sleep(0.001)  # nobody asks for more, and still the next batches are read
     assert len(read_so_far) == 5 * (1 + BATCHES_AHEAD)
-    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    batches.close()
     assert next(taken).item_id == 5 * (1 + BATCHES_AHEAD)
 
 

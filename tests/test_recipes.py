@@ -10,8 +10,9 @@ from drawn_faces import faces, one_thread, options, tiny_architecture
 
 import backbones
 from backbones.checkpoint import load_card
-from backbones.iresnet import build_architecture
-from backbones.train import TrainOptions, main, train
+from backbones.networks.iresnet import build_architecture
+from backbones.options import TrainOptions
+from backbones.train import main, train
 
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 RECIPES = sorted((Path(backbones.__file__).parent / "recipes").glob("*.yaml"))

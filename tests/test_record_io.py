@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from image_files import MAGIC, png, put, record, record_part, write_record_set
 
-from backbones.images import image_items
-from backbones.record_io import record_items
+from backbones.datasets.item_sets import image_items
+from backbones.datasets.record_io import record_items
 
 IMAGES = [(3, png(1)), (3, png(2)), (11, png(3)), (3, png(4)), (0, png(5))]
 

