@@ -33,7 +33,8 @@ def save_model(folder: Path, network: nn.Module, card: Mapping[str, Any], *, hea
     Args:
         folder: made where it does not exist.
         network: its state dict is saved, on any device.
-        card: what JSON can hold; `format_version` and `sha256`, a digest over the rest, are added.
+        card: what JSON can hold; added are `format_version`, `weights_sha256`, the `tensor_digest` of the network that
+            ties the card to its weights, and `sha256`, a digest over the rest.
         head: the classification head, which later trainings can stay compatible with.
 
     Returns:
@@ -45,10 +46,15 @@ def save_model(folder: Path, network: nn.Module, card: Mapping[str, Any], *, hea
     if head is not None:
         write_tensors(folder / HEAD_FILE, head.state_dict(), {})
     write_tensors(folder / MODEL_FILE, network.state_dict(), {})
-    content = {"format_version": FORMAT_VERSION, **card}
+    content = {"format_version": FORMAT_VERSION, **card, "weights_sha256": tensor_digest(network.state_dict())}
     text = json.dumps({**content, "sha256": _card_digest(content)}, indent=2, allow_nan=False) + "\n"
     replace_file(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     return folder / MODEL_FILE
+
+
+def training_folder(path: Path) -> Path:
+    """Return the folder of a training that is named by its folder or by the model file in it."""
+    return path.parent if path.name == MODEL_FILE and not path.is_dir() else path
 
 
 def load_card(folder: Path) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def export(options: ExportOptions) -> ExportResult:
 
     Raises:
         FileExistsError: where something is at `out`.
+        FileNotFoundError: where the folder of `out` or the weights are missing.
         ImportError: where onnx, onnxscript or onnxruntime is not installed.
         ValueError: where the encoder cannot be exported, or the file's embeddings are not the encoder's.
     """
@@ -78,6 +79,8 @@ def export(options: ExportOptions) -> ExportResult:
 
     if options.out.exists():
         raise FileExistsError(f"{options.out} exists and is never overwritten; name another --out or remove it")
+    if not options.out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {options.out.parent} of --out does not exist; make it, or name another")
     backbone = load_backbone(options.backbone, weights=options.weights, flip_average=options.flip_average)
     difference, items = write_onnx(
         backbone, options.out, data=options.data, opset=options.opset, tolerance=options.tolerance

@@ -1,6 +1,7 @@
 """Options of training. Only the standard library is imported, so that `--help` answers at once."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -66,20 +67,26 @@ PUBLISHED_AUGMENTATION = AugmentOptions(
     scale=0.01, shift=0.01, rotation=0.0, brightness=0.125, contrast=0.125, saturation=0.125, occlusion=0.0, blur=0.0
 )
 
+USUAL_WARMUP = 2  # epochs
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Options of training.
 
     Attributes:
-        data: training images: a folder with one folder per identity, a .rec or .tar file, or a list of files.
+        data: training images: a folder with one folder per identity, a .rec or .tar file, or a list of files; with head
+            none also a folder of images, or a .bin file or list of pairs.
         out: folder for the model, its head, its card, the metrics and the checkpoint; run again to resume there.
+        root: folder that the paths of a list given as data or unlabelled start from; left out, the list's own.
+        unlabelled: further images, in any form, whose identities are not looked at: they learn from the teacher alone.
         arch: network; `python -m backbones.list` shows them.
         head: classification head: softmax, arcface, cosface, arcnegface; none learns from the teacher alone.
         validation: other identities, scored after each epoch: a folder, or a .bin file or list of pairs.
+        validation_root: folder that the paths of a list given as validation start from; left out, the list's own.
         input_size: side of the square input, in pixels.
         embedding_dim: dimension of the embedding.
-        keep_fraction: share of each identity's images that is used, at least one.
+        keep_fraction: share of each identity's images that is used, at least one, and of those without an identity.
         epochs: number of epochs.
         passes_per_epoch: how often an epoch walks through the images, each time varied anew.
         batch_size: images per step; the rest of an epoch that fills no batch is left out.
@@ -87,7 +94,8 @@ class TrainOptions:
         optimizer: sgd, adamw, or lars (layer-wise rates for large batches; needs the extra `optimizers`).
         learning_rate: highest learning rate.
         schedule: how it falls: cosine and polynomial to zero at the end, multistep at the milestones, or constant.
-        warmup_epochs: epochs in which the learning rate rises linearly from zero.
+        warmup_epochs: epochs in which the learning rate rises linearly from zero, fewer than there are; left out, 2, or
+            half of one or two epochs.
         milestones: of multistep, epochs since the start of the training; fractions are allowed.
         milestone_factor: what multistep multiplies the learning rate with at each milestone.
         power: of polynomial; 1 falls along a line.
@@ -105,7 +113,7 @@ class TrainOptions:
         checkpoint_activations: compute activations again in the backward pass instead of keeping them in memory.
         finetune_from: folder of an earlier training whose weights this one starts from.
         anchors: start each class weight as the mean feature of its identity; needs finetune_from.
-        teacher: what to imitate: the folder of a training, or an .npz of vectors by item id.
+        teacher: what to imitate: the folder or model file of a training, or an .npz of vectors by item id.
         distillation_weight: of the distance between the unit vectors of network and teacher.
         compatible_with: folder of an old training, with whose embeddings the new ones shall stay comparable.
         influence_weight: of the old head's loss on the new embeddings.
@@ -126,9 +134,12 @@ class TrainOptions:
 
     data: Path
     out: Path
+    root: Path | None = None
+    unlabelled: Path | None = None
     arch: str = "iresnet18"
     head: str = "arcface"
     validation: Path | None = None
+    validation_root: Path | None = None
     input_size: int = 112
     embedding_dim: int = 512
     keep_fraction: float = 1.0
@@ -139,7 +150,7 @@ class TrainOptions:
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     learning_rate: float = 0.03
     schedule: Literal["cosine", "multistep", "polynomial", "constant"] = "cosine"
-    warmup_epochs: float = 2.0
+    warmup_epochs: float | None = None
     milestones: list[float] = field(default_factory=list)
     milestone_factor: float = 0.1
     power: float = 2.0
@@ -178,11 +189,24 @@ class TrainOptions:
     def __post_init__(self) -> None:
         at_least_one = ("epochs", "passes_per_epoch", "embedding_dim", "checkpoint_every", "workers", "accumulate")
         least = dict.fromkeys(at_least_one, 1) | {"batch_size": 2, "input_size": 16}
-        zero = ("max_bad", "image_memory", "log_every", "warmup_epochs", "gradient_clip", "regular_face")
-        least |= dict.fromkeys((*zero, "power", "weight_decay", "distillation_weight", "influence_weight"), 0)
+        zero = ("max_bad", "image_memory", "log_every", "gradient_clip", "regular_face", "power", "weight_decay")
+        least |= dict.fromkeys(zero, 0)
+        for name in (each.name for each in fields(self)):
+            if isinstance(getattr(self, name), float) and not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number")
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {value}")
+        for name in ("scale", "trust_coefficient", "distillation_weight", "influence_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected above 0")
+        if not 0.0 < self.milestone_factor < 1.0:
+            raise ValueError(f"milestone_factor is {self.milestone_factor}, expected above 0 and below 1")
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, expected fewer, from 0 on, or the "
+                "learning rate never comes to its highest; lower warmup_epochs"
+            )
         for name in ("momentum", "label_smoothing", "dropout", "stochastic_depth", "average_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 and below 1")
@@ -191,6 +215,13 @@ class TrainOptions:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, expected above 0; 0.03 suits sgd, 0.001 adamw")
         self._check_combinations()
+        self._check_idle()
+
+    def warmup_steps(self, steps: int) -> float:
+        """Return how many steps the learning rate rises, where an epoch has `steps`."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs * steps
+        return USUAL_WARMUP * steps if self.epochs > USUAL_WARMUP else self.epochs * steps // 2
 
     def _check_combinations(self) -> None:
         """Refuse options that would silently do nothing, or cannot work, beside each other."""
@@ -212,15 +243,40 @@ class TrainOptions:
             raise ValueError("anchors are mean features of a trained network; name it by finetune_from")
         if self.head == "none":
             self._check_without_head()
+        if self.unlabelled is not None and self.teacher is None:
+            raise ValueError(
+                "images without identities learn from a teacher; name one by teacher, or leave unlabelled out"
+            )
         if self.average_start is not None and not (self.average == "swa" and 0 <= self.average_start < self.epochs):
             raise ValueError(
                 f"average_start is {self.average_start} with average {self.average} and {self.epochs} epochs; it "
                 "belongs to swa, from 0 to below the number of epochs"
             )
 
+    def _check_idle(self) -> None:
+        """Refuse an option that was changed although what it belongs to is not asked for."""
+        owners = {
+            "distillation_weight": ("teacher", self.teacher is not None),
+            "influence_weight": ("compatible_with", self.compatible_with is not None),
+            "milestone_factor": ("schedule multistep", self.schedule == "multistep"),
+            "power": ("schedule polynomial", self.schedule == "polynomial"),
+            "trust_coefficient": ("optimizer lars", self.optimizer == "lars"),
+            "momentum": ("optimizer sgd or lars", self.optimizer != "adamw"),
+            "average_decay": ("average ema", self.average == "ema"),
+            "scale": ("a head with a margin", self.head not in ("none", "softmax")),
+            "validation_root": ("validation", self.validation is not None),
+        }
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, (owner, there) in owners.items():
+            if not there and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} and would do nothing, for it belongs to {owner}; "
+                    "leave it out or ask for both"
+                )
+
     def _check_without_head(self) -> None:
-        if self.teacher is None or not self.distillation_weight > 0:
-            raise ValueError("head none learns from a teacher alone; name one by teacher, with a weight above 0")
+        if self.teacher is None:
+            raise ValueError("head none learns from a teacher alone; name one by teacher")
         for name in ("anchors", "label_smoothing", "regular_face", "margin"):
             if getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, which needs a head, and head is none; choose one")

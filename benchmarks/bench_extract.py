@@ -13,8 +13,8 @@ from PIL import Image
 from table import interleaved, markdown, publish
 from torch.utils.data import DataLoader, Dataset
 
+from backbones.encoders.encoder import EngineName
 from backbones.encoders.images import ImageBackbone, load_image_backbone
-from backbones.encoders.inference import EngineName
 from backbones.encoders.openvino import is_installed
 from backbones.options import TrainOptions
 from backbones.train import train

@@ -5,8 +5,8 @@ same command is run again.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +16,39 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from backbones.datasets.items import Item, Items
-    from backbones.datasets.reading import Reading
+    from backbones.datasets.items import Items
     from backbones.encoders.encoder import Backbone
     from stores.store import EmbeddingStore
 
 SECONDS_PER_COMMIT = 30.0
+ADABN_IMAGES = 1000
 SAMPLE_ITEMS = 64  # that the precision is judged by; fixed, so that it does not depend on how the work is cut up
 LONGEST_LIST = 16  # of the model card's that provenance repeats
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOptions:
+    """How images become the input of an ONNX file; what is left out is in the file's metadata. Part of its space.
+
+    Attributes:
+        size: Side of the input, in pixels.
+        mean: Subtracted, in pixel values 0 to 255: one number, or three as [r,g,b].
+        std: Divided by, in pixel values: one number, or three.
+        colour_order: Of the channels.
+    """
+
+    size: int | None = None
+    mean: float | tuple[float, float, float] | None = None
+    std: float | tuple[float, float, float] | None = None
+    colour_order: Literal["RGB", "BGR"] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as fields of `backbones.encoders.preprocessing.Preprocessing`."""
+        values: dict[str, Any] = {"size": self.size, "colour_order": self.colour_order}
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            values[name] = (value,) * 3 if isinstance(value, int | float) else value
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +61,9 @@ class ExtractOptions:
         data: The items. Images: a folder with one folder per identity, a .rec, .tar or .bin file, or a list. Texts: a
             .txt file, one text a line; a CSV, NDJSON or Parquet table with columns item_id, text and perhaps label; or
             a folder of .txt files.
+        root: Folder that the paths of a list of images start from; the list's own by default.
         out: The store; run again to go on with it.
-        weights: model.safetensors that `backbones.train` wrote, for a built-in network.
+        weights: model.safetensors that `backbones.train` wrote, for a built-in network; what a module:function takes.
         space_name: What to call the embedding space; the backbone's name by default.
         views: Embeddings per item: the first of the item as it is, further ones of augmented views of the image. The
             views depend on view_seed and the item's id alone, so two networks see the same ones.
@@ -47,17 +73,21 @@ class ExtractOptions:
             of at least 0.999 on the first items).
         engine: What runs the network; auto takes OpenVINO where it is installed and keeps the embeddings as well.
         flip_average: Average over the image and its mirror image, yes or no; by default as the network was trained for.
+        preprocessing: How images become the input of an ONNX file that does not tell.
+        test_transform: What is done to the images first, to measure robustness: low-light darkens them.
         adabn: Target images that the network's normalisation is adapted to first (AdaBN); makes a space of its own.
+        adabn_images: How many of them are taken at most, evenly spaced; they need room for temporary files.
         max_bad: Unreadable items that are skipped and listed in the store's provenance; one more is an error.
         workers: Threads that read and decode while the network runs; changes speed only.
-        chunk_rows: Rows in a chunk of the store.
-        dtype: Number format of the store's vectors.
-        shard_chunks: Chunks of the store that share a file.
+        dtype: What the store keeps numbers as; float16 takes half the space and keeps three digits.
+        chunk_rows: Rows of the store that are checked and read together; 4096 by default.
+        shard_chunks: Chunks in one file of the store; several make fewer files.
     """
 
     backbone: str
     data: Path
     out: Path
+    root: Path | None = None
     weights: Path | None = None
     space_name: str | None = None
     views: int = 1
@@ -66,20 +96,25 @@ class ExtractOptions:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     engine: Literal["torch", "openvino", "auto"] = "torch"
     flip_average: bool | None = None
+    preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
+    test_transform: Literal["none", "low-light"] = "none"
     adabn: Path | None = None
+    adabn_images: int = ADABN_IMAGES
     max_bad: int = 10
     workers: int = 2
-    chunk_rows: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
+    chunk_rows: int | None = None
     shard_chunks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("views", "batch_size", "workers", "chunk_rows", "shard_chunks"):
+        for name in ("views", "batch_size", "workers", "adabn_images", "chunk_rows", "shard_chunks"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         if self.max_bad < 0:
             raise ValueError(f"max_bad must not be negative, found {self.max_bad}")
+        if self.adabn is None and self.adabn_images != ADABN_IMAGES:
+            raise ValueError(f"adabn_images is {self.adabn_images}, but no images are named by --adabn; name them")
 
     def layout(self) -> dict[str, Any]:
         """What of the store's layout is not as `EmbeddingStore.create` has it."""
@@ -121,13 +156,14 @@ def extract(options: ExtractOptions) -> ExtractResult:
         options.backbone,
         weights=options.weights,
         flip_average=options.flip_average,
+        preprocessing=options.preprocessing.given(),
         precision=options.precision,
         engine=options.engine,
         micro_batch=options.batch_size,
     )
-    items = open_items(options.data, backbone.suffixes)
+    items = open_items(options.data, backbone.suffixes, options.root)
     backbone.require_reads(items)
-    adapted = None if options.adabn is None else _adapt(options, options.adabn, backbone)
+    adapted = None if options.adabn is None else _adapted(options, options.adabn, backbone)
     with _open_or_create(options, backbone, items, adapted) as store:
         before = len(store)
         if not store.provenance[COMPLETE]:
@@ -136,39 +172,17 @@ def extract(options: ExtractOptions) -> ExtractResult:
         return ExtractResult(options.out, len(store), before, skipped, str(store.space))
 
 
-def _adapt(options: ExtractOptions, folder: Path, backbone: "Backbone") -> dict[str, Any]:
-    """Adapt the norms to the images of a folder; return what the store's provenance says of it."""
-    from backbones.datasets.item_sets import open_items
-    from backbones.datasets.reading import read_ahead
-    from backbones.encoders.images import ImageBackbone
+def _adapted(options: ExtractOptions, data: Path, backbone: "Backbone") -> dict[str, Any]:
+    from compat.extraction.adaptation import adapt
 
-    if not isinstance(backbone, ImageBackbone):
-        raise ValueError(
-            f"--adabn adapts networks that `backbones.train` wrote, {options.backbone} is none; leave it out"
-        )
-    target = open_items(folder, backbone.suffixes)
-    bad: dict[str, str] = {}
-
-    class Pass:
-        """One pass over the images, each time it is iterated over."""
-
-        def __iter__(self) -> "Iterator[list[np.ndarray]]":
-            batches = read_ahead(target.since(0), backbone.read_item, batch_size=SAMPLE_ITEMS, workers=options.workers)
-            for readings in batches:
-                bad.update({str(r.item.item_id): r.reason for r in readings if r.content is None})
-                _require_few_bad(bad, options.max_bad)
-                yield [r.content for r in readings if r.content is not None]
-
-    statistics = backbone.adapt_norms(Pass())
-    return {**statistics.to_dict(), "items": target.count, "items_sha256": target.digest, "skipped": len(bad)}
+    return adapt(backbone, data, images=options.adabn_images, workers=options.workers, max_bad=options.max_bad)
 
 
 def _open_or_create(
     options: ExtractOptions, backbone: "Backbone", items: "Items", adapted: dict[str, Any] | None
 ) -> "EmbeddingStore":
-    from stores.galleries.zarr_store import COMPLETE
+    from compat.extraction.resumption import open_or_create
     from stores.space import EmbeddingSpace
-    from stores.store import EmbeddingStore
 
     space = EmbeddingSpace(options.space_name or backbone.name, backbone.fingerprint, backbone.dim, backbone.normalized)
     # Only what decides the vectors and where they lie: a run that goes on may have another batch size or more workers.
@@ -176,27 +190,17 @@ def _open_or_create(
         "backbone": options.backbone,
         "fingerprint": backbone.fingerprint,
         "items": items.count,
-        "items_sha256": items.digest,  # names and sizes of files, contents of texts: changed data are noticed
+        "items_sha256": items.digest,  # names, sizes, labels, contents of texts: changed data are noticed
         "views": options.views,
         "view_seed": options.view_seed,
         "precision": options.precision,
         "engine": options.engine,
         "adabn": adapted,
+        "test_transform": options.test_transform,
         "layout": options.layout(),
         "model_card": None if backbone.card is None else _without_long_lists(dict(backbone.card)),
     }
-    if not (options.out / "store.json").exists():
-        provenance = {"extraction": extraction, COMPLETE: False, "items_done": 0, "skipped": []}
-        return EmbeddingStore.create(options.out, space, provenance=provenance, **options.layout())
-    store = EmbeddingStore.open(options.out)
-    found = store.provenance.get("extraction")
-    if found != extraction:
-        odd = [name for name in extraction if not isinstance(found, dict) or found.get(name) != extraction[name]]
-        raise FileExistsError(
-            f"{options.out} holds another extraction (it differs in {', '.join(odd) or 'options'}); "
-            "name another --out or remove it"
-        )
-    return store
+    return open_or_create(options.out, space, extraction, options.layout())
 
 
 def _without_long_lists(value: Any) -> Any:
@@ -212,6 +216,8 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store:
     from itertools import islice
 
     from backbones.datasets.reading import read_ahead
+    from compat.extraction.adaptation import require_few_bad
+    from compat.extraction.views import item_rows, require_images, transformed, view_reader
     from stores.galleries.zarr_store import COMPLETE
 
     provenance = store.provenance
@@ -219,19 +225,24 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store:
     first = islice(items.since(0), SAMPLE_ITEMS)
     read = read_ahead(first, backbone.read_item, batch_size=SAMPLE_ITEMS, workers=options.workers)
     sample = [reading.content for readings in read for reading in readings if reading.content is not None]
-    _require_views(options, sample)
+    if options.views > 1:
+        require_images(sample, f"--views {options.views}")
+    if options.test_transform != "none":
+        require_images(sample, f"--test-transform {options.test_transform}")
+    sample = [transformed(content, options.test_transform) for content in sample]
     provenance["inference"] = backbone.prepare(sample) if sample else {}
     per_batch = max(1, options.batch_size // options.views)
     done = provenance["items_done"]
-    batches = read_ahead(items.since(done), _reader(backbone, options), batch_size=per_batch, workers=options.workers)
+    read_views = view_reader(backbone, views=options.views, seed=options.view_seed, transform=options.test_transform)
+    batches = read_ahead(items.since(done), read_views, batch_size=per_batch, workers=options.workers)
     last_commit = time.monotonic()
     for readings in progress(batches, f"embedding {options.data}", total=-(-(items.count - done) // per_batch)):
         bad = [reading for reading in readings if reading.content is None]
         provenance["skipped"] += [{"item_id": each.item.item_id, "reason": each.reason} for each in bad]
-        _require_few_bad({entry["item_id"]: entry["reason"] for entry in provenance["skipped"]}, options.max_bad)
+        require_few_bad({entry["item_id"]: entry["reason"] for entry in provenance["skipped"]}, options.max_bad)
         contents = [view for reading in readings if reading.content is not None for view in reading.content]
         if contents:
-            store.append(_table(readings, items), backbone.embed(contents))
+            _append(store, item_rows(readings, items), backbone.embed(contents), options.data)
         provenance["items_done"] += len(readings)
         if time.monotonic() - last_commit > SECONDS_PER_COMMIT:
             store.commit(provenance)
@@ -246,59 +257,13 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store:
     store.commit({**provenance, COMPLETE: True})
 
 
-def _require_few_bad(bad: dict[str, str], most: int) -> None:
-    if len(bad) > most:
-        name, reason = next(iter(bad.items()))
-        raise ValueError(f"{len(bad)} items are unreadable, --max-bad allows {most}; the first is {name}: {reason}")
-
-
-def _table(readings: "list[Reading[Item, list[Any]]]", items: "Items") -> "pl.DataFrame":
-    """The item table's rows of the readable items, one for each view."""
-    import polars as pl
-
-    columns: dict[str, list[Any]] = {"item_id": [], "label": [], "source_item": [], "view": []}
-    for item, content, _ in readings:
-        for view in range(len(content or ())):
-            columns["item_id"].append(f"{item.item_id}#view{view}" if view else item.item_id)
-            columns["label"].append(None if item.label == "" else item.label)
-            columns["source_item"].append(item.item_id)
-            columns["view"].append(view)
-    ids = pl.Int64 if isinstance(next(iter(columns["item_id"]), ""), int) else pl.String
-    # told by the whole set: the labels of a batch may all be missing
-    labels = {int: pl.Int64, str: pl.String}.get(items.label_type) if items.label_type else None
-    types = {"item_id": ids, "label": labels, "source_item": ids, "view": pl.Int64}
-    schema = {name: kind for name, kind in types.items() if kind is not None}
-    return pl.DataFrame({name: columns[name] for name in schema}, schema=schema)
-
-
-def _reader(backbone: "Backbone", options: ExtractOptions) -> "Callable[[Item], list[Any]]":
-    """Read an item and return its views, of which the first is the item itself."""
-
-    def read(item: "Item") -> list[Any]:
-        content = backbone.read_item(item)
-        return [_view(content, item, view, options) for view in range(options.views)]
-
-    return read
-
-
-def _require_views(options: ExtractOptions, sample: list[Any]) -> None:
-    import numpy as np
-
-    images = all(isinstance(c, np.ndarray) and c.dtype == np.uint8 and c.ndim == 3 for c in sample)
-    if options.views > 1 and not images:
-        raise ValueError(
-            f"--views {options.views} needs a backbone that reads images; this one does not: use --views 1"
-        )
-
-
-def _view(content: Any, item: "Item", view: int, options: ExtractOptions) -> Any:
-    if view == 0:
-        return content
-    from backbones.augmentation.views import augmented_view
-    from backbones.options import AugmentOptions
-
-    name = str(item.item_id)
-    return augmented_view(content, item_id=name, view=view, seed=options.view_seed, options=AugmentOptions())
+def _append(store: "EmbeddingStore", rows: "pl.DataFrame", vectors: "np.ndarray", data: Path) -> None:
+    try:
+        store.append(rows, vectors)
+    except ValueError as error:
+        if not str(error).startswith("item_id must be unique"):
+            raise
+        raise ValueError(f"{data} names items twice: {error}; give each an id of its own") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,11 +50,11 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same patterns under other names: a network that knows the one set knows the other."""
-    return draw_identities(tmp_path_factory.mktemp("strangers"), identities=6, images=6, prefix="q")
+    """Other images of the same patterns under other names: a network that knows the one set knows the other."""
+    return draw_identities(tmp_path_factory.mktemp("strangers"), identities=6, images=6, prefix="q", noise=12.5)
 
 
-def draw_identities(root: Path, *, identities: int, images: int, prefix: str = "p") -> Path:
+def draw_identities(root: Path, *, identities: int, images: int, prefix: str = "p", noise: float = 12) -> Path:
     """Each identity is a smooth random pattern; its images add noise."""
     generator = np.random.default_rng(0)
     for identity in range(identities):
@@ -62,7 +62,7 @@ def draw_identities(root: Path, *, identities: int, images: int, prefix: str = "
         folder = root / f"{prefix}{identity}"
         folder.mkdir(parents=True)
         for image in range(images):
-            noisy = np.asarray(pattern) + generator.normal(0, 12, size=(24, 24, 3))
+            noisy = np.asarray(pattern) + generator.normal(0, noise, size=(24, 24, 3))
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{image}.png")
     return root
 

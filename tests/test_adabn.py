@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.encoders.adabn import NormStatistics, adapt_norms
+from backbones.encoders import adabn
+from backbones.encoders.adabn import NormStatistics, adapt_norms, require_space
 from backbones.encoders.images import ImageBackbone
 from backbones.encoders.preprocessing import Preprocessing
 from backbones.networks.iresnet import IResNet
@@ -95,3 +96,36 @@ def test_what_cannot_be_adapted_is_named() -> None:
         adapt_norms([network()], [])
     with pytest.raises(ValueError, match="not finite"):
         adapt_norms([network()], [torch.full((2, 3, SIZE, SIZE), float("nan"))])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_temporary_files_are_as_large_as_announced(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[int, int] = {}
+    largest = 0
+
+    class Counted(adabn._Spool):
+        def write(self, features: Tensor) -> None:
+            nonlocal largest
+            super().write(features)
+            held[id(self)] = self.file.tell()
+            largest = max(largest, sum(held.values()))
+
+        def close(self) -> None:
+            super().close()
+            held.pop(id(self))
+
+    monkeypatch.setattr(adabn, "_Spool", Counted)
+    images = list(np.random.default_rng(0).integers(256, size=(5, SIZE, SIZE, 3), dtype=np.uint8))
+    model = network()
+    backbone = ImageBackbone("tiny", model, Preprocessing(size=SIZE, flip_average=flip))
+    backbone.adapt_norms([images[:3], images[3:]])
+    assert largest == 5 * backbone.adaptation_bytes() > 0
+    assert not held
+    stem = 4 * model.stem(torch.zeros(1, 3, SIZE, SIZE)).numel() * (2 if flip else 1)
+    assert backbone.adaptation_bytes() < stem  # the widest maps are never among them
+
+
+def test_too_small_a_disk_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_space(0)
+    with pytest.raises(OSError, match=r"takes .* GB in .* left; take fewer images \(--adabn-images\)"):
+        require_space(10**18)

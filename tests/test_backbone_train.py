@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from drawn_faces import draw_identities, faces, one_thread, options, stop_after, strangers, tiny_architecture
 
-from backbones.checkpoint import load_card, read_tensors, write_tensors
+from backbones.checkpoint import load_card, read_tensors, tensor_digest, write_tensors
 from backbones.encoders.images import load_image_backbone
 from backbones.train import main, train
 
@@ -31,8 +32,14 @@ def test_training_learns_and_leaves_a_model_that_loads(tmp_path: Path, faces: Pa
     assert records[-1]["learning_rate"] < 0.01 * max(record["learning_rate"] for record in records)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert {name: value for name, value in card.items() if name != "sha256"} == result.card
-    data = {"images": 36, "identities": 6, "skipped": [], "keep_fraction": 1.0}
-    assert {name: value for name, value in card["data"].items() if name != "digest"} == data
+    data = {"images": 36, "identities": 6, "unlabelled": 0, "skipped": [], "keep_fraction": 1.0}
+    digests = ("digest", "listing", "identities_sha256")
+    assert {name: value for name, value in card["data"].items() if name not in digests} == data
+    names = hashlib.sha256(b"p0\np1\np2\np3\np4\np5").hexdigest()
+    assert card["data"]["identities_sha256"] == names
+    assert card["weights_sha256"] == tensor_digest(read_tensors(result.weights)[0])
+    assert card["made_with"]["numpy"] == np.__version__
+    assert card["made_with"]["torch"] == torch.__version__
     assert card["head"]["identities"] == [f"p{identity}" for identity in range(6)]
     assert (card["head"]["name"], card["head"]["scale"], card["head"]["margin"]) == ("arcface", 64.0, 0.5)
     assert card["validation"]["images"] == 36
@@ -115,7 +122,7 @@ def test_user_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         "expected at least two to tell apart": ["--data", str(one), *out],
         "none not found; expected": ["--data", str(tmp_path / "none"), *out],
         "unknown architecture 'x', expected one of iresnet18": ["--data", str(two), "--arch", "x", *out],
-        "unknown head 'x', expected one of softmax": ["--data", str(two), "--arch", "tiny", "--head", "x", *out],
+        "or for a training from a teacher alone none": ["--data", str(two), "--arch", "tiny", "--head", "x", *out],
         "epochs is 0, expected at least 1": ["--data", str(two), "--epochs", "0", *out],
         "accumulate 5, expected micro-batches of equal size": ["--data", str(two), "--accumulate", "5", *out],
         "milestones belong to multistep": ["--data", str(two), "--milestones", "1", "2", *out],
@@ -136,9 +143,18 @@ def test_user_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_loss_that_is_no_number_names_its_images(tmp_path: Path) -> None:
     data = draw_identities(tmp_path / "data", identities=2, images=2)
     asked = options(data, tmp_path / "out", learning_rate=1e38, warmup_epochs=0, epochs=9)
-    with pytest.raises(ValueError, match=r"is nan; lower learning_rate \(now 1e\+38\): .*p[01]/[01]\.png; "):
+    named = (
+        r"is nan in the batch of p[01]/[01]\.png, .*; lower learning_rate \(now 1e\+38\) in a new out; all 4 images "
+    )
+    with pytest.raises(ValueError, match=named) as caught:
         train(asked)
+    listed = tmp_path / "out" / "not_finite.txt"
+    assert f" {listed}; " in str(caught.value)
+    assert sorted(listed.read_text().splitlines()) == ["p0/0.png", "p0/1.png", "p1/0.png", "p1/1.png"]
     assert not (tmp_path / "out" / "card.json").exists()
+    (tmp_path / "out" / "checkpoint.safetensors").unlink(missing_ok=True)
+    train(dataclasses.replace(asked, learning_rate=0.01))
+    assert not listed.exists()
 
 
 @pytest.mark.parametrize("poisoned", ["network/head.projection.weight", "head/weight"])

@@ -15,6 +15,7 @@ from backbones.checkpoint import (
     replace_file,
     save_model,
     save_training_state,
+    tensor_digest,
 )
 
 
@@ -123,7 +124,8 @@ def test_a_model_and_its_card_come_back(tmp_path: Path) -> None:
     weights = save_model(tmp_path / "model", network, {"arch": "small"})
     load_weights(weights, other)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
-    assert load_card(tmp_path / "model") == {"format_version": 2, "arch": "small"}
+    digest = tensor_digest(network.state_dict())
+    assert load_card(tmp_path / "model") == {"format_version": 2, "arch": "small", "weights_sha256": digest}
     assert weights.stat().st_mode & 0o444 == (tmp_path / "model" / "card.json").stat().st_mode & 0o444
     assert sorted(path.name for path in weights.parent.iterdir()) == ["card.json", "model.safetensors"]
 

@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -481,6 +482,23 @@ def test_adapted_norms_make_a_space_of_their_own(faces, model, tmp_path, here):
     assert (facts["images"], facts["items"], facts["skipped"]) == (10, 6, 1)  # mirror images too
     refused = here("extract", *words, "--out", tmp_path / "plain", "--adabn", target.parent)
     one_line(refused, r"holds another extraction \(it differs in fingerprint, adabn\)")
+
+
+def test_the_images_to_adapt_to_are_capped_and_their_disk_is_checked(faces, model, tmp_path, here, monkeypatch):
+    from compat.extraction import adaptation
+
+    words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--adabn", faces)
+    assert here("extract", *words, "--out", tmp_path / "few", "--adabn-images", 5).returncode == 0
+    facts = EmbeddingStore.open(tmp_path / "few").provenance["extraction"]["adabn"]
+    assert (facts["images"], facts["items"]) == (10, 5)
+    monkeypatch.setattr(adaptation, "MOST_UNSAID", 0)
+    told = here("extract", *words, "--out", tmp_path / "told", "--adabn-images", 5)
+    assert re.match(r"note: adapting to 5 of 48 images takes up to \d.\d GB of temporary files\n", told.stderr)
+    monkeypatch.setattr(adaptation, "MOST_UNSAID", 10**9)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    refused = here("extract", *words, "--out", tmp_path / "full")
+    one_line(refused, r"adapting the norms takes .* GB in .*; take fewer images \(--adabn-images\)")
+    assert not (tmp_path / "full").exists()
 
 
 def test_provenance_tells_of_the_training(faces, tmp_path, model, here):

@@ -44,22 +44,6 @@ def test_extremes_of_the_term() -> None:
     assert angular_distillation(one, rows[:1]).item() == angular_distillation(one.float(), rows[:1]).item()
 
 
-def test_rows_without_a_teacher_are_left_out() -> None:
-    student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
-    known = torch.tensor([True, False, True, False])
-    teacher[~known] = 0.0
-    term = angular_distillation(student, teacher, known=known)
-    rows = known.numpy()
-    expected = slow_distillation(student.detach().numpy()[rows], teacher.numpy()[rows])
-    assert term.item() == pytest.approx(expected, rel=1e-5)
-    term.backward()
-    assert student.grad is not None
-    assert student.grad.any(dim=1).tolist() == known.tolist()
-    none = angular_distillation(student, teacher, known=torch.zeros(4, dtype=torch.bool))
-    none.backward()
-    assert none.item() == 0.0
-
-
 def test_other_dimensions_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"student embeddings are \[2, 3\] and the teacher's \[2, 5\].*embedding_dim 5"

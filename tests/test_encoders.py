@@ -225,5 +225,70 @@ def test_onnx_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="as one file with its weights inside"):
         load_backbone("onnx:split.onnx", preprocessing={"size": 16, "mean": (0, 0, 0), "std": (1, 1, 1)})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match="run `pip install onnxruntime`"):
+    with pytest.raises(ImportError, match=r"run `pip install 'embedding-compat\[onnx\]'`"):
         load_backbone(f"onnx:{tmp_path / 'bad.onnx'}")
+
+
+def test_onnx_metadata_that_nest_too_deeply_are_one_line(tmp_path: Path) -> None:
+    from onnx import helper
+
+    path = write_onnx(tmp_path / "deep.onnx")
+    built = onnx.load(path)
+    helper.set_model_props(built, {"preprocessing": "[" * 200_000})
+    onnx.save(built, path)
+    with pytest.raises(ValueError, match=r"deep.onnx is '\[+'\.\.\., expected a JSON object") as raised:
+        load_backbone(f"onnx:{path}")
+    assert len(str(raised.value)) < 400
+
+
+OWN = """
+import numpy as np
+from backbones.encoders.encoder import Backbone
+
+
+class Plain(Backbone):
+    name, fingerprint, dim, normalized, suffixes = "plain", "00", 2, False, frozenset({".txt"})
+
+    def read(self, path):
+        return path.read_text()
+
+    def embed(self, items):
+        return np.array([[len(i), 1] for i in items], dtype=np.float32)
+
+
+class Choosing(Plain):
+    precision, engine_name = "auto", "torch"
+
+
+def plain():
+    return Plain()
+
+
+def choosing():
+    return Choosing()
+"""
+
+
+def test_an_option_reaches_the_backbone_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_encoders.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    chosen = load_backbone("own_encoders:choosing", precision="fp32", engine="openvino")
+    assert (chosen.precision, chosen.engine_name) == ("fp32", "openvino")
+    assert load_backbone("own_encoders:plain").precision is None
+    settings = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    path = write_onnx(tmp_path / "mean.onnx")
+    refused: list[tuple[str, dict[str, object], str]] = [
+        ("own_encoders:plain", {"precision": "fp32"}, "chooses its precision itself; leave --precision fp32 out"),
+        ("own_encoders:plain", {"engine": "openvino"}, "chooses its engine itself; leave --engine openvino out"),
+        ("own_encoders:choosing", {"flip_average": True}, "sees to mirror images itself; leave --flip-average out"),
+        ("own_encoders:choosing", {"preprocessing": settings}, "mean, std of images can be given for onnx:FILE only"),
+        ("tiny", {"preprocessing": settings}, "mean, std of images can be given for onnx:FILE only"),
+        (f"onnx:{path}", {"preprocessing": settings, "weights": path}, "has its weights inside; leave --weights"),
+    ]
+    for spec, options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            load_backbone(spec, **options)  # pyright: ignore[reportArgumentType]
+    backbone = load_backbone(f"onnx:{path}", preprocessing=settings, precision="bf16")
+    with pytest.raises(ValueError, match="in float32 only; use --engine openvino with --precision bf16"):
+        backbone.prepare(images(4))

@@ -45,6 +45,10 @@ def test_missing_files_are_counted_as_unreadable(tmp_path: Path) -> None:
         ("a/1.png a\na/2.png\n", r"line 2 is 'a/2\.png', expected"),
         ("a/1.png a\na/1.png b\n", r"line 2 gives a/1\.png the identity b, an earlier line a"),
         ("/a/1.png a\n", r"line 1 has the absolute path /a/1\.png"),
+        ("../a/1.png a\n", r"line 1 has the path \.\./a/1\.png, expected one below the list's folder, without `\.\.`"),
+        ("a/../b/1.png b\n", r"line 1 has the path a/\.\./b/1\.png, expected"),
+        ("a/1.png b/1.png 2\n", r"line 1 is 'a/1\.png b/1\.png 2', expected `path path 0\|1`"),
+        ("a/1.png b/1.png\n", r"line 1 is 'a/1\.png b/1\.png', expected `path path 0\|1`"),
         ("\n", "lists no images"),
     ],
 )

@@ -1,4 +1,5 @@
 import itertools
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -6,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from image_files import pixels, png, put, write_record_set
+from PIL import Image
 
 from backbones.datasets.image_item import ImageItem
 from backbones.datasets.image_set import ImageSet, keep_share, require_disjoint
 
 
-def image_set(data: Path, **changes: float) -> ImageSet:
+def image_set(data: Path, **changes: object) -> ImageSet:
     return ImageSet(data, 12, **{"max_bad": 0, "memory": 1, "workers": 2, **changes})  # pyright: ignore[reportArgumentType]
 
 
@@ -94,6 +96,45 @@ def test_evaluation_identities_that_were_trained_on_are_refused(tmp_path: Path) 
         "7 of the 12 identities to evaluate on are in the training set: person00, person01, person02, person03, "
         "person04 and 2 more; remove them"
     )
+
+
+def test_the_digest_does_not_depend_on_what_is_kept(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a/1.png", "a/2.png", "b/1.png")):
+        put(tmp_path / name, png(seed))
+    kept, decoded = (image_set(tmp_path, memory=memory) for memory in (1, 0))
+    assert (kept.pixels is None, decoded.pixels is None) == (False, True)
+    assert kept.digest == decoded.digest == image_set(tmp_path, memory=0, workers=1).digest
+    changed = pixels(1)
+    changed[3, 4, 2] ^= 1  # one bit of one pixel; the names and numbers stay
+    Image.fromarray(changed).save(tmp_path / "a/2.png")
+    new = [image_set(tmp_path, memory=memory).digest for memory in (1, 0)]
+    assert new[0] == new[1] != kept.digest
+
+
+def test_images_without_identities_are_taken_where_none_are_needed(tmp_path: Path) -> None:
+    for seed in range(3):
+        put(tmp_path / f"flat/{seed}.png", png(seed))
+    same = [True]
+    put(tmp_path / "lfw.bin", pickle.dumps(([png(0), png(1)], same)))
+    put(tmp_path / "pairs.txt", b"0.png 2.png 1\n")
+    for name, root, seeds in (("flat", None, (0, 1, 2)), ("lfw.bin", None, (0, 1)), ("pairs.txt", "flat", (0, 2))):
+        given = {"root": None if root is None else tmp_path / root}
+        with pytest.raises(ValueError, match=rf"{name} tells no identities, .* expected a folder per identity"):
+            image_set(tmp_path / name, **given)
+        images = image_set(tmp_path / name, labels_needed=False, **given)
+        assert (images.identities, images.labels.tolist()) == ([], [0] * len(seeds))
+        ((_, shown),) = images.batches([torch.arange(len(seeds))])
+        np.testing.assert_array_equal(shown.permute(0, 2, 3, 1), [pixels(seed) for seed in seeds])
+    put(tmp_path / "named/anna/1.png", png(1))  # identities that are told are kept
+    assert image_set(tmp_path / "named", labels_needed=False).identities == ["anna"]
+
+
+def test_a_list_may_lie_apart_from_its_images(tmp_path: Path) -> None:
+    put(tmp_path / "images/a/1.png", png(1))
+    listed = put(tmp_path / "lists/train.txt", b"a/1.png anna\n")
+    assert len(image_set(listed, root=tmp_path / "images")) == 1
+    with pytest.raises(ValueError, match="cannot read image"):
+        image_set(listed)
 
 
 def test_the_digest_tells_identities_apart(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from backbones.options import AugmentOptions
 from backbones.train import train
 from backbones.training.learner import Learner, NotFinite, _Tally
 from backbones.training.objective import load_head
+from stores.space import EmbeddingSpace
+from stores.store import EmbeddingStore
 
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 STILL = AugmentOptions(
@@ -68,7 +70,9 @@ def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path: Path, faces: P
     learner = Learner(options(faces, tmp_path), images)
     before = copy.deepcopy(dict(learner.network.named_parameters()))
     learner.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(NotFinite, match=r"^the gradient is (nan|inf); lower .*: p0/0\.png, .* and 7 more$"):
+    with pytest.raises(
+        NotFinite, match=r"^the gradient is (nan|inf) in the batch of p0/0\.png, .* and 7 more; lower .* in a new out$"
+    ):
         learner.train_step(images.batches([torch.arange(12)]), _Tally(learner.device))
     for name, value in learner.network.named_parameters():
         assert torch.equal(value, before[name]), name
@@ -103,8 +107,25 @@ def test_teachers_that_do_not_fit_are_refused_before_training(tmp_path: Path, fa
         train(options(faces, tmp_path / "out", teacher=tmp_path / "wide.npz"))
     with pytest.raises(ValueError, match=r"no embedding of 2 of 36 training images, the first is 'p5/4\.png'"):
         train(options(faces, tmp_path / "out", teacher=tmp_path / "short.npz"))
-    with pytest.raises(FileNotFoundError, match="not found"):
+    with pytest.raises(FileNotFoundError, match=r"not found, expected the folder or model file of a training, or an"):
         train(options(faces, tmp_path / "out", teacher=tmp_path / "none"))
+    space = EmbeddingSpace(name="big", fingerprint=None, dim=8, normalized=False)
+    EmbeddingStore.create(tmp_path / "store", space).close()
+    with pytest.raises(
+        FileNotFoundError, match=r"store has no card\.json, .*`python -m stores\.convert STORE FILE\.npz`"
+    ):
+        train(options(faces, tmp_path / "out", teacher=tmp_path / "store"))
+
+
+def test_an_earlier_training_is_named_by_its_folder_or_its_model(tmp_path: Path, faces: Path) -> None:
+    model = train(options(faces, tmp_path / "earlier", epochs=1)).weights
+    weights = [
+        train(
+            options(faces, tmp_path / out, epochs=1, teacher=path, finetune_from=path, compatible_with=path)
+        ).weights.read_bytes()
+        for out, path in (("by folder", model.parent), ("by model", model))
+    ]
+    assert weights[0] == weights[1]
 
 
 def test_a_compatible_network_is_understood_by_the_old_head(tmp_path: Path, faces: Path) -> None:

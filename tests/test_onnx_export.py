@@ -128,3 +128,34 @@ def test_a_model_of_arrays_reads_npy_files(tmp_path):
         backbone.read(tmp_path / "b.npy")
     with pytest.raises(ValueError, match=r"c\.npy|pickle|Array"):
         backbone.read(tmp_path / "c.npy")
+
+
+def test_damaged_arrays_are_bad_items(tmp_path):
+    backbone = load_backbone(f"onnx:{write_array_model(tmp_path / 'sound.onnx')}")
+    np.save(tmp_path / "good.npy", np.arange(5.0))
+    good = (tmp_path / "good.npy").read_bytes()
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, np.arange(5.0))
+    damaged = {
+        "empty": b"",
+        "cut": good[:100],
+        "short": good[:-1],
+        "garbled": good.replace(b"{'descr'", b"{'(escr(", 1),
+        "unclosed": good.replace(b"}", b" ", 1),
+        "nested": good[:10] + b"(" * 118 + good[128:],
+        "archive": (tmp_path / "archive.npy").read_bytes(),
+    }
+    for name, content in damaged.items():
+        (tmp_path / f"{name}.npy").write_bytes(content)
+        with pytest.raises(ValueError):  # noqa: PT011  numpy's own words differ from release to release
+            backbone.read(tmp_path / f"{name}.npy")
+    assert backbone.read(tmp_path / "good.npy").tolist() == [0, 1, 2, 3, 4]
+    for options in ({"flip_average": True}, {"preprocessing": {"size": 3}}):
+        with pytest.raises(ValueError, match="takes no images, so"):
+            load_backbone(f"onnx:{tmp_path / 'sound.onnx'}", **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_missing_folder_is_named_before_the_work(exported, tmp_path):
+    _, weights, _ = exported
+    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere of --out does not exist"):
+        export(ExportOptions(backbone="none such", weights=weights, out=tmp_path / "nowhere" / "x.onnx"))

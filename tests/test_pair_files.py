@@ -1,7 +1,9 @@
+import io
 import pickle
 import re
 import struct
-from contextlib import suppress
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from image_files import pixels, png, put
 from backbones.datasets.decoding import IMAGE_SUFFIXES
 from backbones.datasets.image_set import ImageSet
 from backbones.datasets.item_sets import image_items
-from backbones.datasets.pair_files import is_pair_file, read_pairs
+from backbones.datasets.pair_files import PairFile, is_pair_file, read_pairs
+from backbones.datasets.restricted_pickle import _PlainUnpickler, _StandIns, load_plain
 from backbones.training.validation_set import PairSet
 
 IMAGES = [png(seed) for seed in (1, 2, 1, 3, 4, 4)]
@@ -39,6 +42,13 @@ def python2_numpy_pickle(images: list[bytes], same: list[bool]) -> bytes:
     return b"\x80\x02](" + b"".join(map(python2_string, images)) + b"e](" + scalars + b"e\x86."
 
 
+def python2_text_pickle(images: list[bytes], same: list[bool]) -> bytes:
+    """The same in protocol 0, Python 2's own choice: text with escapes, of which bytes above 127 are written so too."""
+    strings = b"".join(b"S" + repr(image)[1:].encode() + b"\np%d\na" % place for place, image in enumerate(images, 2))
+    answers = b"".join(b"I%02d\na" % answer for answer in same)
+    return b"((lp1\n" + strings + b"(lp%d\n" % (len(images) + 2) + answers + b"tp%d\n." % (len(images) + 3)
+
+
 FORMS = {
     **{f"protocol {protocol}": pickle.dumps((IMAGES, SAME), protocol) for protocol in range(6)},
     "list": pickle.dumps([IMAGES, SAME]),
@@ -53,6 +63,7 @@ FORMS = {
     "older numpy": pickle.dumps((IMAGES, np.array(SAME)), 2).replace(b"numpy._core.", b"numpy.core."),
     "python 2": python2_pickle(IMAGES, SAME),
     "python 2 with numpy": python2_numpy_pickle(IMAGES, SAME),
+    "python 2, protocol 0": python2_text_pickle(IMAGES, SAME),
 }
 
 
@@ -117,7 +128,10 @@ def test_the_hostile_pickle_would_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (pickle.dumps({"a": 1}), "holds no pairs"),
+        (pickle.dumps([IMAGES]), "holds no pairs"),
+        (pickle.dumps(1), "holds no pairs"),
+        (pickle.dumps({"a": 1}), "holds the opcode EMPTY_DICT, which plain data do not need"),
+        (pickle.dumps([[[1]]]), "lists in lists in lists"),
         (pickle.dumps((IMAGES, SAME[:2])), "holds 6 images and 2 answers"),
         (pickle.dumps((IMAGES, [True, False, 2])), "neither true nor false"),
         (pickle.dumps((["text"] * 6, SAME)), "no encoded bytes"),
@@ -137,16 +151,39 @@ def test_damaged_and_foreign_bin_files_are_one_line(tmp_path: Path, content: byt
     assert "\n" not in str(error.value)
 
 
+def pairs_or_reason(path: Path) -> tuple[PairFile | None, str]:
+    try:
+        return read_pairs(path), ""
+    except ValueError as error:
+        return None, str(error)
+
+
 def test_flipped_bits_are_pairs_or_a_value_error(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
+    outcomes = Counter()
     for form in ("protocol 4", "numpy answers, protocol 2", "python 2 with numpy"):
         for _ in range(150):
             damaged = bytearray(FORMS[form])
             places = np.r_[generator.integers(20), len(damaged) - 1 - generator.integers(200)]
             damaged[generator.choice(places)] ^= 1 << int(generator.integers(8))
             path = put(tmp_path / "lfw.bin", bytes(damaged))
-            with suppress(ValueError):
-                read_pairs(path)
+            found, reason = pairs_or_reason(path)
+            outcomes["read" if found else "refused"] += 1
+            if found is None:
+                assert re.fullmatch(r"[^\n]*lfw\.bin (cannot be read as plain data|holds|has) [^\n]+", reason)
+                continue
+            assert 2 * len(found.same) == found.pairs.size
+            assert (found.pairs.dtype, found.same.dtype) == (np.int64, bool)
+            assert set(found.pairs.flat) == set(range(len(found.items)))
+            # one bit changes at most one image, and not where it lies
+            changed = [item for item in found.items if item.content() not in IMAGES]
+            assert len(changed) <= 1
+            assert all(
+                item.content() == (IMAGES + [b""] * 9)[int(item.item_id[-6:])]
+                for item in found.items
+                if item not in changed
+            )
+    assert min(outcomes["refused"], outcomes["read"]) > 30
 
 
 def test_pair_lists_and_lfws_own_layout(tmp_path: Path) -> None:
@@ -170,7 +207,10 @@ def test_pair_lists_and_lfws_own_layout(tmp_path: Path) -> None:
 def test_what_is_a_list_of_pairs(tmp_path: Path) -> None:
     for text, expected in (
         ("a/1.jpg b/1.jpg 1\n", True),
-        ("a/1.jpg b/1.jpg anna\n", False),
+        ("a/1.jpg b/1.jpg 2\n", True),  # a wrong answer is no identity, which reading tells
+        ("a/1.jpg b/1.jpg anna\n", True),
+        ("a/1.jpg\tb/1.JPG\n", True),
+        ("a/1.jpg b/1.jpg\tanna\n", False),  # the tab tells a path with a space
         ("my face.jpg 1\n", False),  # a path with a space, identity 1
         ("a/1.jpg anna\n", False),
         ("10 300\n", True),
@@ -187,6 +227,10 @@ def test_what_is_a_list_of_pairs(tmp_path: Path) -> None:
         ("a.jpg b.jpg 1\na.jpg b.jpg\n", "line 2 is 'a.jpg b.jpg', expected `path path 0|1`"),
         ("10 300\nAnna 1\n", "line 2 is 'Anna 1', expected `name i j`"),
         ("a.jpg /b.jpg 1\n", "line 1 has the absolute path /b.jpg"),
+        ("a.jpg ../b.jpg 1\n", "line 1 has the path ../b.jpg, expected one below the list's folder, without `..`"),
+        ("a.jpg b.jpg 2\n", "line 1 is 'a.jpg b.jpg 2', expected `path path 0|1`"),
+        ("10 300\n../Anna 1 2\n", "line 2 has the path ../Anna/../Anna_0001.jpg"),
+        (f"10 300\nAnna 1 {'2' * 5000}\n", f"line 2 is 'Anna 1 {'2' * 73}', expected `name i j`"),
     ],
 )
 def test_mistakes_in_lists_are_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -210,6 +254,73 @@ def test_a_pair_set_leaves_out_pairs_of_unreadable_images(tmp_path: Path) -> Non
         PairSet(path, 12, max_bad=0, memory=1, workers=1)
 
 
+def code(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts)
+
+
+def of_text(content: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"}" + of_text(b"__defaults__") + of_text(b"stolen") + of_text(b"latin1") + b"\x86s",
+        b"N" + b"}" + of_text(b"_call") + b"Ns\x86",
+        b"N",
+    ],
+)
+@pytest.mark.parametrize("name", [b"_codecs\nencode", b"numpy\nndarray", b"numpy\ndtype", b"__builtin__\nbytes"])
+def test_a_pickle_cannot_change_the_reader(tmp_path: Path, name: bytes, state: bytes) -> None:
+    before = pickle.dumps((["a"], [True]))
+    with pytest.raises(ValueError, match=r"EMPTY_DICT, which plain data do not need|it changes what it names"):
+        load_plain(put(tmp_path / "lfw.bin", code(b"c", name, b"\n", state, b"b.")))
+    assert load_plain(put(tmp_path / "good.bin", before)) == [["a"], [True]]
+    with pytest.raises(
+        pickle.UnpicklingError, match=r"it changes what it names"
+    ):  # without the look at the opcodes too
+        _PlainUnpickler(io.BytesIO(code(b"c", name, b"\n", state, b"b.")), _StandIns(100)).load()
+
+
+def nested(depth: int, width: int) -> bytes:
+    """Lists of one list each named `width` times, `depth` deep."""
+    inner = b"]" + b"(" + b"N" * width + b"e"
+    for _ in range(depth):
+        inner = b"](" + inner + b"2" * (width - 1) + b"e"
+    return inner
+
+
+TEXT = of_text(b"t" * 50_000)
+BOMBS = {
+    "memo": code(b"Nr", struct.pack("<I", 1 << 25), b"."),
+    "frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 31) + b"N.",
+    "opcodes": code(b"(", b"]" * 400_000, b"l."),
+    "lists": code(nested(1, 3000), b"."),
+    "deep lists": code(nested(2, 3000), b"."),
+    "texts": code(b"(c_codecs\nencode\nq\x01", TEXT, b"q\x020", b"h\x01h\x02\x85R" * 2000, b"t."),
+    "bytearrays": b"\x80\x05](\x96" + struct.pack("<Q", 50_000) + b"t" * 50_000 + b"2" * 2000 + b"e.",
+    "answers": code(
+        b"](cnumpy.core.numeric\n_frombuffer\nq\x01cnumpy\ndtype\nX\x02\0\0\0b1\x85Rq\x02",
+        b"T" + struct.pack("<i", 50_000) + b"t" * 50_000 + b"q\x03K\x01\x85q\x04000",
+        b"(h\x02h\x02h\x03h\x04t0" + b"h\x01(h\x03h\x02h\x04tR" * 2000 + b"e.",
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_pickle_takes_little_memory(tmp_path: Path, bomb: str) -> None:
+    path = put(tmp_path / "lfw.bin", BOMBS[bomb])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"lfw\.bin ") as error:
+            read_pairs(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value)
+    assert peak < 30_000_000
+
+
 def test_pairs_are_no_training_set(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lfw\.bin tells no identities, only pairs"):
+    with pytest.raises(ValueError, match=r"lfw\.bin tells no identities, only images or pairs"):
         ImageSet(put(tmp_path / "lfw.bin", FORMS["list"]), 12, max_bad=0, memory=1, workers=1)

@@ -10,6 +10,7 @@ from drawn_faces import faces, one_thread, options, tiny_architecture
 
 import backbones
 from backbones.checkpoint import load_card
+from backbones.losses.heads import CosFace
 from backbones.networks.iresnet import build_architecture
 from backbones.options import TrainOptions
 from backbones.train import main, train
@@ -17,14 +18,21 @@ from backbones.train import main, train
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 RECIPES = sorted((Path(backbones.__file__).parent / "recipes").glob("*.yaml"))
 SMALL = "--arch tiny --input-size 16 --embedding-dim 8 --epochs 1 --batch-size 12 --accumulate 2 --warmup-epochs 0"
-NEEDED = {"high_resolution": "--finetune-from", "angular_distillation": "--teacher"}
+NEEDED = {
+    "high_resolution": "--finetune-from",
+    "anchor_finetuning": "--finetune-from",
+    "angular_distillation": "--teacher",
+    "backward_compatible": "--compatible-with",
+}
 
 
 def test_there_is_one_for_each_published_training() -> None:
     assert [path.stem for path in RECIPES] == [
+        "anchor_finetuning",
         "angular_distillation",
         "arcface",
         "arcnegface",
+        "backward_compatible",
         "cosface",
         "high_resolution",
         "iresnet50",
@@ -50,6 +58,14 @@ def test_a_recipe_starts_on_tiny_images(tmp_path: Path, faces: Path, path: Path)
             assert found == value, name
 
 
+def test_the_recipe_of_distillation_takes_images_without_identities(tmp_path: Path, faces: Path) -> None:
+    earlier = train(options(faces, tmp_path / "earlier", epochs=1)).weights
+    recipe = RECIPES[0].parent / "angular_distillation.yaml"
+    command = ["--config", str(recipe), "--data", str(faces / "p0"), "--out", str(tmp_path / "out"), *SMALL.split()]
+    assert main([*command, "--batch-size", "6", "--head", "none", "--teacher", str(earlier)]) == 0
+    assert load_card(tmp_path / "out")["data"]["unlabelled"] == 6
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_value_of_a_recipe_names_its_source(path: Path) -> None:
     lines = path.read_text().splitlines()
@@ -73,6 +89,7 @@ def test_the_values_of_the_papers() -> None:
     assert arcface["epochs"] == round(180_000 / per_epoch)
     assert (cosface["head"], cosface["margin"]) == ("cosface", 0.4)
     assert (distilled["distillation_weight"], distilled["augmentation"]["mask"]) == (9, 0.35)
+    assert (distilled["head"], CosFace.PUBLISHED_MARGIN) == ("cosface", 0.4)
     known = {field.name for field in dataclasses.fields(TrainOptions)}
     for path in RECIPES:
         recipe = yaml.safe_load(path.read_text())

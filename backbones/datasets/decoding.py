@@ -16,11 +16,13 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from backbones.datasets.image_item import ImageItem
 
+# An image is what its bytes say, not its name, and of Pillow's formats some run other programs (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".bmp", ".webp"})
 # What Pillow's decoders raise on damaged files (measured on truncated and bit-flipped ones), and its size limit.
 DECODER_ERRORS = (
@@ -55,14 +57,16 @@ def decode_image(content: bytes, size: int, *, name: str = "from bytes", fast: b
         uint8 [size, size, 3], RGB; a grey image has three equal channels.
 
     Raises:
-        UnreadableImage: for a damaged or oversized image (Pillow's limit, 89 megapixels).
+        UnreadableImage: for an image that is damaged, oversized (Pillow's limit, 89 megapixels) or not of `FORMATS`.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
             quick = _decode_baseline_jpeg(image, content) if fast else None
             upright = _eight_bit(ImageOps.exif_transpose(image if quick is None else quick))
+    except UnidentifiedImageError as error:
+        raise unreadable(name, ValueError(f"no image of the formats {', '.join(FORMATS)}")) from error
     except DECODER_ERRORS as error:
         raise unreadable(name, error) from error
     side = min(upright.size)

@@ -21,7 +21,8 @@ def image_list_items(path: Path, root: Path | None = None) -> list[ImageItem]:
 
     Raises:
         OSError: where `path` cannot be read.
-        ValueError: for a line without identity, an absolute path, a file listed with two identities, an empty list.
+        ValueError: for a line without identity, a path that is absolute or has `..`, a file listed with two identities,
+            an empty list.
     """
     folder = path.parent if root is None else root
     labels: dict[str, str] = {}
@@ -53,11 +54,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def listed_path(path: Path, number: int, text: str) -> str:
-    """Return a listed path in one spelling, its id (`./a//b` is `a/b`); ValueError for an absolute one."""
+    """Return a listed path in one spelling, its id (`./a//b` is `a/b`); ValueError for an absolute one or `..`."""
     listed = PurePosixPath(text.strip())
     if listed.is_absolute():
         raise ValueError(
             f"{path} line {number} has the absolute path {listed}; write it relative to the list's folder, so that the "
             "list works on every machine"
+        )
+    if ".." in listed.parts:
+        raise ValueError(
+            f"{path} line {number} has the path {listed}, expected one below the list's folder, without `..`; "
+            "give the folder that all paths start from as the root"
         )
     return str(listed)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import tensor_digest
 from backbones.datasets.decoding import read_item, stack_images
 from backbones.datasets.image_item import ImageItem
 from backbones.datasets.item_sets import image_items
@@ -39,19 +38,22 @@ class ImageSet:
         workers: threads that decode.
         keep_fraction: share of each identity's images that is used; see `keep_share`.
         seed: of the choice of these.
+        labels_needed: False takes sets that tell no identities too, for trainings that need none.
+        root: folder that the paths of a list start from; None is the list's own.
 
     Attributes:
         items: the readable images, n of them.
-        identities: sorted; the class of a label is its place here.
-        labels: int64 [n], the class of each image.
+        identities: sorted; the class of a label is its place here. None where the set tells none.
+        labels: int64 [n], the class of each image; zeros where the set tells none.
         skipped: item ids of unreadable images.
         pixels: uint8 [n, 3, s, s], or None where the images do not fit.
-        digest: hexadecimal SHA-256 over the item ids and identities, and over the pixels where kept. Which decoder read
-            them is no part of it: all give the same pixels.
+        digest: hexadecimal SHA-256 over the item ids, identities and pixels of the readable images. Whether the pixels
+            are kept and which decoder read them is no part of it: all give the same pixels.
 
     Raises:
         OSError: where `data` is not there.
-        ValueError: for a set without images, or more than `max_bad` unreadable ones.
+        ValueError: for a set without images, or without identities where they are needed, or more than `max_bad`
+            unreadable images.
     """
 
     def __init__(
@@ -64,30 +66,37 @@ class ImageSet:
         workers: int,
         keep_fraction: float = 1.0,
         seed: int = 0,
+        labels_needed: bool = True,
+        root: Path | None = None,
     ) -> None:
-        found = keep_share(_labelled(data) if isinstance(data, Path) else data, keep_fraction, seed)
+        listed = _listed(data, root, labels_needed=labels_needed) if isinstance(data, Path) else data
+        found = keep_share(listed, keep_fraction, seed)
         self.size = size
         self.workers = workers
         keep = len(found) * size * size * 3 <= memory * MEGABYTE
         pixels: list[np.ndarray] = []
         self.items: list[ImageItem] = []
         self.skipped: list[str] = []
-        read = partial(read_item, size=size)
+        digest = hashlib.sha256()
+        read = partial(_read_and_digest, size=size)
         with closing(read_ahead(found, read, batch_size=READ_TOGETHER * workers, workers=workers)) as batches:
-            for item, image, reason in chain.from_iterable(batches):
-                if image is None:
+            for item, content, reason in chain.from_iterable(batches):
+                if content is None:
                     self.skipped.append(item.item_id)
                     if len(self.skipped) > max_bad:
                         raise ValueError(f"{len(self.skipped)} unreadable images, --max_bad allows {max_bad}: {reason}")
                     continue
+                image, image_digest = content
                 self.items.append(item)
+                digest.update(f"{image_digest}\t{item.item_id}\t{item.label}\n".encode("utf-8", "surrogatepass"))
                 if keep:
                     pixels.append(image)
-        self.identities = sorted({item.label for item in self.items})
-        place = {label: index for index, label in enumerate(self.identities)}
+        labels = sorted({item.label for item in self.items})
+        place = {label: index for index, label in enumerate(labels)}
+        self.identities = [] if labels == [""] else labels
         self.labels = torch.tensor([place[item.label] for item in self.items], dtype=torch.int64)
         self.pixels = stack_images(pixels) if pixels else None
-        self.digest = tensor_digest({} if self.pixels is None else {"pixels": self.pixels}, self._names())
+        self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -103,13 +112,11 @@ class ImageSet:
         for rows, images in zip(batches_of_rows, decoded, strict=True):
             yield rows, stack_images(images)
 
-    def _names(self) -> str:
-        """One line per image; the identity is told only where the item id does not start with it."""
-        lines = (
-            item.item_id if item.item_id.startswith(f"{item.label}/") else f"{item.item_id}\t{item.label}"
-            for item in self.items
-        )
-        return "\n".join(lines)
+
+def _read_and_digest(item: ImageItem, size: int) -> tuple[np.ndarray, str]:
+    """Return the image and a digest of its pixels, taken here because hashing, like decoding, runs in many threads."""
+    image = read_item(item, size)
+    return image, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
 
 
 def keep_share(items: Sequence[ImageItem], fraction: float, seed: int) -> list[ImageItem]:
@@ -158,8 +165,11 @@ def require_disjoint(training: ImageSet, evaluation: ImageSet) -> None:
         )
 
 
-def _labelled(data: Path) -> list[ImageItem]:
-    items = image_items(data)
-    if not any(item.label for item in items):
-        raise ValueError(f"{data} tells no identities, only pairs; expected images with identities")
+def _listed(data: Path, root: Path | None, *, labels_needed: bool) -> list[ImageItem]:
+    items = image_items(data, root)
+    if labels_needed and not any(item.label for item in items):
+        raise ValueError(
+            f"{data} tells no identities, only images or pairs of them; expected a folder per identity, or lines of "
+            "`relative/path identity`"
+        )
     return items

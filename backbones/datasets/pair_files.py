@@ -4,7 +4,7 @@ Shapes: p pairs.
 """
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from backbones.datasets.image_lists import listed_path, numbered_lines
 from backbones.datasets.restricted_pickle import load_plain
 
 SAME = {"1": True, "0": False}
+MOST_DIGITS = 9  # of an image's number
+USUAL_FOLDS = 10
 
 
 class PairFile(NamedTuple):
@@ -23,11 +25,13 @@ class PairFile(NamedTuple):
         items: the images; identities are unknown and their labels empty, but where LFW's list names people.
         pairs: int64 [p, 2], places in `items`.
         same: bool [p], whether a pair shows one person.
+        folds: in how many folds the list is to be judged, which follow each other in equal runs; 10 where it is silent.
     """
 
     items: list[ImageItem]
     pairs: np.ndarray
     same: np.ndarray
+    folds: int = USUAL_FOLDS
 
 
 def is_pair_file(path: Path, suffixes: frozenset[str]) -> bool:
@@ -35,7 +39,8 @@ def is_pair_file(path: Path, suffixes: frozenset[str]) -> bool:
 
     Args:
         path: the file.
-        suffixes: of image files, lower case; they tell `a.jpg b.jpg 1` from a path with a space and the identity 1.
+        suffixes: of image files, lower case. Two paths that end in these are a pair, whatever follows them, so that a
+            wrong or missing answer is told as such and not read as an identity.
     """
     if path.suffix.lower() == ".bin":
         return path.is_file()
@@ -44,7 +49,7 @@ def is_pair_file(path: Path, suffixes: frozenset[str]) -> bool:
     first = next((line for _, line in numbered_lines(path)), "")
     fields = _fields(first)
     return _is_lfw_header(fields) or (
-        len(fields) == 3 and fields[2] in SAME and all(Path(field).suffix.lower() in suffixes for field in fields[:2])
+        len(fields) > 1 and all(PurePosixPath(field).suffix.lower() in suffixes for field in fields[:2])
     )
 
 
@@ -65,13 +70,18 @@ def read_pairs(path: Path, root: Path | None = None) -> PairFile:
     if not lines:
         raise ValueError(f"{path} lists no pairs, expected `path path 0|1` a line")
     if _is_lfw_header(_fields(lines[0][1])):
-        return _read_lfw(path, lines[1:], path.parent if root is None else root)
+        header = _fields(lines[0][1])
+        found = _read_lfw(path, lines[1:], path.parent if root is None else root)
+        # one number alone is that of the pairs; a single fold would leave no other to take a threshold from
+        folds = int(header[0]) if len(header) == 2 else USUAL_FOLDS
+        return found._replace(folds=folds if folds > 1 else USUAL_FOLDS)
     found = _Found(path.parent if root is None else root)
     for number, line in lines:
         fields = _fields(line)
         if len(fields) != 3 or fields[2] not in SAME:
             raise ValueError(
-                f"{path} line {number} is {line[:80]!r}, expected `path path 0|1`, with tabs where paths have spaces"
+                f"{path} line {number} is {line[:80]!r}, expected `path path 0|1`, with tabs where paths have spaces; "
+                "an image and its identity are `path identity`, with a tab too"
             )
         places = [found.place(listed_path(path, number, field), "") for field in fields[:2]]
         found.add(places, same=SAME[fields[2]])
@@ -124,7 +134,9 @@ def _read_lfw(path: Path, lines: list[tuple[int, str]], folder: Path) -> PairFil
         fields = _fields(line)
         people = [fields[0], fields[0]] if len(fields) == 3 else fields[::2]
         numbers = fields[1:] if len(fields) == 3 else fields[1::2]
-        if len(fields) not in (3, 4) or not all(text.isascii() and text.isdigit() for text in numbers):
+        if len(fields) not in (3, 4) or not all(
+            text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS for text in numbers
+        ):
             raise ValueError(f"{path} line {number} is {line[:80]!r}, expected `name i j` or `name i other j`")
         stems = [f"{name}/{name}_{int(text):04d}" for name, text in zip(people, numbers, strict=True)]
         suffix = suffix or next(

@@ -22,6 +22,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 PART = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 LENGTH_BITS = 29
+MOST_DIGITS = 18
 RESTORE = "copy the file again"
 
 Spans = list[tuple[int, int]]
@@ -81,7 +82,7 @@ def _indexed(path: Path, data: mmap.mmap, index: Path) -> Iterator[tuple[int, in
     records = []
     for number, line in enumerate(index.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
         fields = line.split()
-        if len(fields) != 2 or not all(field.isascii() and field.isdigit() for field in fields):
+        if len(fields) != 2 or not all(_is_number(field) for field in fields):
             raise ValueError(f"{index} line {number} is {line[:40]!r}, expected a key and an offset; {RESTORE}")
         records.append((int(fields[0]), int(fields[1])))
         if records[-1][1] >= len(data):
@@ -152,6 +153,11 @@ def _take(data: mmap.mmap, spans: Spans, count: int) -> tuple[bytes, Spans]:
     return taken, [span for span in rest if span[1]]
 
 
+def _is_number(text: str) -> bool:
+    """Whether the text is a whole number of 64 bits; Python refuses thousands of digits, but without naming a file."""
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+
+
 def _check_property(path: Path, items: list[ImageItem]) -> None:
     """Compare with the number of identities in `property`: `classes,height,width`."""
     found = path.with_name("property")
@@ -159,7 +165,7 @@ def _check_property(path: Path, items: list[ImageItem]) -> None:
         return
     said = found.read_text(encoding="utf-8", errors="replace").split(",")[0].strip()
     identities = len({item.label for item in items})
-    if not said.isdigit() or identities > int(said):
+    if not _is_number(said) or identities > int(said):
         raise ValueError(
             f"{found} says {said[:20]!r} identities, {path.name} holds {identities}; correct or remove {found.name}"
         )

@@ -9,11 +9,12 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 BLOCK_BYTES = 32 * 2**20
+MOST_COMPRESSION = 1032  # of deflate: 258 bytes from two bits
 EXPORT = "write it with `python -m stores.convert STORE FILE.npz`"
 
 
@@ -57,18 +58,17 @@ def _open(path: Path) -> StoredVectors:
             if wanted not in names:
                 shown = ", ".join(sorted(names)[:8]) or "none"
                 raise ValueError(f"{path} holds the arrays {shown}, expected `vectors` and `item_id`; {EXPORT}")
-        with archive.open("item_id.npy") as file:
-            ids = np.lib.format.read_array(file, allow_pickle=False)
-        if ids.ndim != 1 or ids.dtype.kind not in "iuU":
-            raise ValueError(f"{path} has item_id {ids.dtype} {list(ids.shape)}, expected strings or integers [n]")
+        entry = archive.getinfo("item_id.npy")
+        with archive.open(entry) as file:
+            shape, _, dtype = _array_header(path, entry, file)
+            if len(shape) != 1 or dtype.kind not in "iuU" or not dtype.itemsize:
+                raise ValueError(f"{path} has item_id {dtype} {list(shape)}, expected strings or integers [n]")
+            ids = np.frombuffer(file.read(), dtype) if shape[0] else np.empty(0, dtype)
         item_ids = [str(item_id) for item_id in ids.tolist()]
         digest = hashlib.sha256("\n".join([str(len(ids)), *item_ids]).encode())
         entry = archive.getinfo("vectors.npy")
         with archive.open(entry) as file:
-            # Version 1 has headers of up to 64 KiB, plenty for a plain array
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError(f"{path} has vectors with a header of another version; {EXPORT} again")
-            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, by_columns, dtype = _array_header(path, entry, file)
             header = file.tell()
             if len(shape) != 2 or shape[1] < 1 or dtype.kind != "f" or len(item_ids) != shape[0]:
                 raise ValueError(
@@ -77,8 +77,6 @@ def _open(path: Path) -> StoredVectors:
                 )
             if by_columns and min(shape) > 1:
                 raise ValueError(f"{path} holds its vectors column by column, expected row by row; {EXPORT}")
-            if header + math.prod(shape) * dtype.itemsize != entry.file_size:
-                raise ValueError(f"{path} has vectors that are not as long as their header says; {EXPORT} again")
             mapped = entry.compress_type == zipfile.ZIP_STORED
             kept = None if mapped else np.empty(shape, dtype)
             width = shape[1] * dtype.itemsize
@@ -93,6 +91,22 @@ def _open(path: Path) -> StoredVectors:
             file.read(1)  # at the end of a member its checksum is compared
     vectors = _mapped(path, entry, header, shape, dtype) if kept is None else kept
     return StoredVectors(vectors, item_ids, digest.hexdigest())
+
+
+def _array_header(path: Path, entry: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, order and dtype of an array, and check them before anything of the size they claim is made."""
+    name = entry.filename.removesuffix(".npy")
+    # Version 1 has headers of up to 64 KiB, plenty for a plain array
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError(f"{path} has {name} with a header of another version; {EXPORT} again")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects")
+    if file.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+        raise ValueError(f"{path} has {name} {dtype} {list(shape)}, not as long as its header says; {EXPORT} again")
+    if entry.file_size > MOST_COMPRESSION * path.stat().st_size:
+        raise ValueError(f"{path} has {name} of {entry.file_size} bytes, more than the file can hold; {EXPORT} again")
+    return shape, by_columns, dtype
 
 
 def _check(path: Path, block: np.ndarray, item_ids: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from backbones.datasets.image_item import ByteRanges, ImageItem
 
 LARGEST_SIDECAR = 1 << 20  # bytes; a label is short
+BLOCK_BYTES = 1 << 20
 LABEL_FIELDS = ("identity", "label", "cls", "class")
 
 
@@ -28,8 +29,8 @@ def tar_items(path: Path, suffixes: frozenset[str]) -> list[ImageItem]:
 
     Raises:
         OSError: where `path` cannot be read.
-        ValueError: for a compressed or damaged tar, absolute names or names with `..`, an image without identity, two
-            images of one id.
+        ValueError: for a compressed, damaged or cut tar, several tars joined as one, absolute names or names with `..`,
+            an image without identity, two images of one id.
     """
     images, sidecars = _members(path, suffixes)
     labels = _labels(path, sidecars)
@@ -76,11 +77,31 @@ def _members(path: Path, suffixes: frozenset[str]) -> tuple[list[_Member], list[
                     images.append(member)
                 elif name.suffix in (".cls", ".json") and info.size <= LARGEST_SIDECAR:
                     sidecars.append(member)
+            end = archive.offset
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is no uncompressed tar file, or is damaged ({error}); decompress it or copy it again"
         ) from error
+    _check_end(path, end)
     return images, sidecars
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Require zeros from where tarfile stopped: it takes a damaged header, but the first, and a cut for the end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE or any(block):
+            raise ValueError(
+                f"{path} is damaged or truncated: at byte {end} expected a member or the zeros that end a tar, "
+                f"found {block[:16].hex() or 'the end of the file'}; copy it again"
+            )
+        while block := file.read(BLOCK_BYTES):
+            if block.strip(b"\0"):
+                raise ValueError(
+                    f"{path} goes on after the zeros that end a tar at byte {end}; copy it again, or where tars were "
+                    "joined, pack their files as one"
+                )
 
 
 def _labels(path: Path, sidecars: list[_Member]) -> dict[str, str]:

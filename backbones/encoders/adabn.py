@@ -5,9 +5,10 @@ Source: Li et al., "Revisiting Batch Normalization for Practical Domain Adaptati
 Shapes: n images of all batches, b of one batch, h and w of a feature map, c channels.
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,41 @@ class _Spool:
 
 
 @torch.no_grad()
+def spooled_bytes(steps: Sequence[nn.Module], image: Tensor) -> int:
+    """Return how much temporary disk `adapt_norms` takes at most for each input like `image`, [1, 3, h, w]."""
+    lengths = [each.numel() for each in _outputs(_joined(steps, image), image)]
+    return 4 * max(before + after for before, after in zip([0, *lengths], [*lengths, 0], strict=True))
+
+
+def require_space(needed: int) -> None:
+    """Raise OSError where the folder of temporary files has not `needed` bytes left."""
+    free = shutil.disk_usage(gettempdir()).free
+    if needed > free:
+        raise OSError(
+            f"adapting the norms takes {needed / 1e9:.1f} GB in {gettempdir()}, which has {free / 1e9:.1f} GB left; "
+            "take fewer images (--adabn-images), or name another folder by TMPDIR"
+        )
+
+
+def _joined(steps: Sequence[nn.Module], image: Tensor) -> list[nn.Module]:
+    """Join each step whose features are larger than those of the next with it, so that they are never spooled."""
+    joined: list[list[nn.Module]] = [[]]
+    lengths = [each.numel() for each in _outputs(steps, image)]
+    for step, length, following in zip(steps, lengths, [*lengths[1:], 0], strict=True):
+        joined[-1].append(step)
+        if length <= following or step is steps[-1]:
+            joined.append([])
+    return [group[0] if len(group) == 1 else nn.Sequential(*group) for group in joined if group]
+
+
+def _outputs(steps: Sequence[nn.Module], image: Tensor) -> Iterator[Tensor]:
+    """Yield what each step gives for an input."""
+    for step in steps:
+        image = step.eval()(image)
+        yield image
+
+
+@torch.no_grad()
 def adapt_norms(steps: Sequence[nn.Module], images: Iterable[Tensor]) -> NormStatistics:
     """Give every norm the mean and variance of its input over all the images; change nothing else.
 
@@ -91,7 +127,8 @@ def adapt_norms(steps: Sequence[nn.Module], images: Iterable[Tensor]) -> NormSta
     batched but for rounding, and are the same each time on the same machine.
 
     Memory holds one batch. The features between two steps lie in a temporary file, and each step is computed once per
-    norm in it, so that the work is that of a few passes however deep the network is.
+    norm in it, so that the work is that of a few passes however deep the network is. A step that gives more than the
+    next one, such as the stem, is computed again with it instead: `spooled_bytes` tells what an image takes.
 
     Args:
         steps: the network's parts, each of which takes what the one before it gives; left in evaluation mode.
@@ -103,6 +140,9 @@ def adapt_norms(steps: Sequence[nn.Module], images: Iterable[Tensor]) -> NormSta
     """
     found = 0
     features: Iterable[Tensor] = images
+    first = next((batch[:1] for batch in images), None)
+    if first is not None and steps:
+        steps = _joined(steps, first.to(_device(steps[0])))
     spool: _Spool | None = None
     try:
         for step in steps:

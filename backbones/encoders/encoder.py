@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from backbones.datasets.items import Item, Items
+
+Precision = Literal["auto", "bf16", "fp32"]
+EngineName = Literal["torch", "openvino", "auto"]
 
 
 class Backbone(ABC):
@@ -24,6 +27,8 @@ class Backbone(ABC):
         suffixes: of the files `read` understands, lower case with the dot. With `.txt` among them the encoder reads
             texts, and is given the rows of a table or the lines of a file through `decode`.
         card: what its training wrote about it, where it wrote anything; see `backbones.checkpoint.load_card`.
+        precision: number formats that `prepare` may choose among, set from `--precision`; None where it chooses none.
+        engine_name: what `prepare` may choose to run it, set from `--engine`; None where it chooses nothing.
     """
 
     name: str
@@ -32,6 +37,8 @@ class Backbone(ABC):
     normalized: bool
     suffixes: frozenset[str]
     card: Mapping[str, Any] | None = None
+    precision: Precision | None = None
+    engine_name: EngineName | None = None
 
     @abstractmethod
     def read(self, path: Path) -> Any:

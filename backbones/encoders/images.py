@@ -6,22 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.checkpoint import MODEL_FILE, load_card, load_weights, tensor_digest
-from backbones.datasets.decoding import IMAGE_SUFFIXES, decode_image, read_image, read_item, stack_images
-from backbones.datasets.image_item import ImageItem
-from backbones.datasets.items import Item
-from backbones.encoders.adabn import NormStatistics, adapt_norms
-from backbones.encoders.encoder import Backbone
-from backbones.encoders.inference import Engine, EngineName, Precision, default_device, fastest_faithful, pass_size
+from backbones.datasets.decoding import stack_images
+from backbones.encoders.adabn import NormStatistics, adapt_norms, spooled_bytes
+from backbones.encoders.encoder import EngineName, Precision
+from backbones.encoders.image_encoder import ImageEncoder
+from backbones.encoders.inference import Engine, default_device, fastest_faithful, pass_size
 from backbones.encoders.preprocessing import Preprocessing, fill_up
 from backbones.networks.iresnet import IResNet, build_architecture
 
 MICRO_BATCH = 64
 
 
-class ImageBackbone(Backbone):
+class ImageBackbone(ImageEncoder):
     """An `IResNet` with its preprocessing. Embeddings are the network's raw output, not normalised.
 
     Args:
@@ -38,7 +37,6 @@ class ImageBackbone(Backbone):
     """
 
     normalized = False
-    suffixes = IMAGE_SUFFIXES
 
     def __init__(
         self,
@@ -58,26 +56,12 @@ class ImageBackbone(Backbone):
         self.fingerprint = preprocessing.fingerprint(tensor_digest(network.state_dict()))
         self.device = device or default_device()
         self.network = network.eval().to(self.device)
-        self.precision: Precision = precision
-        self.engine_name: EngineName = engine
+        self.precision = precision
+        self.engine_name = engine
         self.micro_batch = micro_batch
         self.fixed_passes = False
         self.engine: Engine = self.network
         self.card = card
-
-    def read(self, path: Path) -> np.ndarray:
-        """Return an image file as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        return read_image(path, self.preprocessing.size)
-
-    def decode(self, content: bytes) -> np.ndarray:
-        """Return an image file's bytes as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        return decode_image(content, self.preprocessing.size)
-
-    def read_item(self, item: Item) -> np.ndarray:
-        """Return an image of a set as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        if isinstance(item, ImageItem):
-            return read_item(item, self.preprocessing.size)
-        return super().read_item(item)
 
     @torch.inference_mode()
     def embed(self, items: Sequence[np.ndarray]) -> np.ndarray:
@@ -100,7 +84,9 @@ class ImageBackbone(Backbone):
         rows = torch.arange(self.micro_batch) % min(len(sample), self.micro_batch)  # a short sample is repeated
         pixels = stack_images(sample[: self.micro_batch])[rows]
         images = self.preprocessing.normalize(pixels.to(self.device))
-        self.engine, facts = fastest_faithful(self.network, images, precision=self.precision, engine=self.engine_name)
+        self.engine, facts = fastest_faithful(
+            self.network, images, precision=self.precision or "auto", engine=self.engine_name or "torch"
+        )
         return facts
 
     def adapt_norms(self, batches: Iterable[Sequence[np.ndarray]]) -> NormStatistics:
@@ -111,16 +97,21 @@ class ImageBackbone(Backbone):
         Args:
             batches: uint8 RGB images [size, size, 3], the same ones in the same order each time it is iterated over.
         """
-        network = self.network
-        steps = [
-            network.stem,
-            *(unit for stage in network.stages.children() for unit in stage.children()),
-            network.head,
-        ]
-        statistics = adapt_norms(steps, _Inputs(batches, self.preprocessing, self.device))
+        statistics = adapt_norms(self._steps(), _Inputs(batches, self.preprocessing, self.device))
         self.fingerprint = self.preprocessing.fingerprint(tensor_digest(self.network.state_dict()))
         self.engine, self.fixed_passes = self.network, False
         return statistics
+
+    def adaptation_bytes(self) -> int:
+        """Return how much temporary disk `adapt_norms` takes for each image."""
+        size = self.preprocessing.size
+        passes = 2 if self.preprocessing.flip_average else 1
+        return passes * spooled_bytes(self._steps(), torch.zeros(1, 3, size, size, device=self.device))
+
+    def _steps(self) -> list[nn.Module]:
+        network = self.network
+        units = (unit for stage in network.stages.children() for unit in stage.children())
+        return [network.stem, *units, network.head]
 
 
 class _Inputs:

@@ -4,20 +4,40 @@ Shapes: b batch, h and w pixels, d embedding dimension.
 """
 
 import copy
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from backbones.encoders.encoder import EngineName, Precision
 from backbones.encoders.openvino import PRECISIONS, OpenvinoEngine, is_installed
 
 Engine = Callable[[Tensor], Tensor]
-Precision = Literal["auto", "bf16", "fp32"]
-EngineName = Literal["torch", "openvino", "auto"]
+Runner = TypeVar("Runner")
+MINIMUM_COSINE = 0.999  # of every embedding of the sample to float32's
+
+
+def first_faithful(
+    reference: Tensor, candidates: Iterable[tuple[str, Runner, Tensor]], minimum_cosine: float = MINIMUM_COSINE
+) -> tuple[str, Runner, float] | None:
+    """Return the first candidate whose embeddings are those of float32, or None: the one guard of every fast path.
+
+    Args:
+        reference: float32 embeddings of a sample, [b, ...].
+        candidates: name, what runs it, and its embeddings of the same sample; taken one after the other as needed.
+        minimum_cosine: least cosine that any row must reach.
+
+    Returns:
+        The candidate's name, what runs it, and its lowest cosine.
+    """
+    for name, runner, found in candidates:
+        lowest = float(F.cosine_similarity(found.flatten(1), reference.flatten(1)).min())
+        if lowest >= minimum_cosine:  # false for NaN
+            return name, runner, min(lowest, 1.0)
+    return None
 
 
 def default_device() -> torch.device:
@@ -87,7 +107,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 def fastest_faithful(
     network: nn.Module,
     sample: Tensor,
-    minimum_cosine: float = 0.999,
+    minimum_cosine: float = MINIMUM_COSINE,
     *,
     precision: Precision = "auto",
     engine: EngineName = "torch",
@@ -123,20 +143,23 @@ def fastest_faithful(
         raise ValueError("the network's float32 embeddings are not finite; its weights are unusable, train it again")
     folded = fold_batchnorm(network)
     bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(sample.device))
-    candidates: dict[str, Callable[[nn.Module], Engine]] = {}
-    if _takes_openvino(engine, sample.device):
-        names = [name for name in PRECISIONS if bf16 or name != "openvino-bf16"]
-        candidates |= {name: partial(OpenvinoEngine, sample=sample, precision=name) for name in names}
-    if bf16:
-        candidates["bf16-folded"] = bf16_engine
-    candidates["fp32-folded"] = fp32_engine
-    for name, build in candidates.items():
-        candidate = build(folded)
-        lowest = float(F.cosine_similarity(candidate(sample), reference).min())
-        if lowest >= minimum_cosine:  # false for NaN
-            runs = "openvino" if name in PRECISIONS else "torch"
-            return candidate, {"engine": runs, "precision": name, "minimum_cosine": lowest}
-    return network, {"engine": "torch", "precision": "fp32", "minimum_cosine": 1.0}
+    names = [name for name in PRECISIONS if bf16 or name != "openvino-bf16"]
+    names = [*(names if _takes_openvino(engine, sample.device) else []), *(["bf16-folded"] if bf16 else [])]
+
+    def candidates() -> Iterator[tuple[str, Engine, Tensor]]:
+        for name in [*names, "fp32-folded"]:
+            if name in PRECISIONS:
+                candidate: Engine = OpenvinoEngine(folded, sample, name)
+            else:
+                candidate = bf16_engine(folded) if name == "bf16-folded" else fp32_engine(folded)
+            yield name, candidate, candidate(sample)
+
+    chosen = first_faithful(reference, candidates(), minimum_cosine)
+    if chosen is None:
+        return network, {"engine": "torch", "precision": "fp32", "minimum_cosine": 1.0}
+    name, candidate, lowest = chosen
+    runs = "openvino" if name in PRECISIONS else "torch"
+    return candidate, {"engine": runs, "precision": name, "minimum_cosine": lowest}
 
 
 def _takes_openvino(engine: EngineName, device: torch.device) -> bool:

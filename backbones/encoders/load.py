@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from backbones.checkpoint import MODEL_FILE
-from backbones.encoders.encoder import Backbone
+from backbones.encoders.encoder import Backbone, EngineName, Precision
 from backbones.encoders.images import MICRO_BATCH, load_image_backbone
-from backbones.encoders.inference import EngineName, Precision
 from backbones.networks.iresnet import ARCHITECTURES
 
 
@@ -37,9 +36,11 @@ def load_backbone(
 
     Raises:
         ValueError: for a `spec` of another form, a module or function that is not there, or one that returns something
-            else; and as `load_image_backbone` and `load_onnx`.
+            else; for an option that the backbone has no use for; and as `load_image_backbone` and `load_onnx`.
     """
     kind, _, rest = spec.partition(":")
+    if preprocessing and not (kind == "onnx" and rest):
+        raise ValueError(f"{', '.join(preprocessing)} of images can be given for onnx:FILE only; {spec} knows its own")
     if spec in ARCHITECTURES:
         if weights is None:
             raise ValueError(f"backbone {spec} needs weights; pass --weights DIR/{MODEL_FILE}")
@@ -49,17 +50,33 @@ def load_backbone(
     if kind == "onnx" and rest:
         from backbones.encoders.onnx import load_onnx  # onnxruntime is an extra
 
+        if weights is not None:
+            raise ValueError(f"{rest} has its weights inside; leave --weights {weights} out")
         overrides = dict(preprocessing or {}) | ({} if flip_average is None else {"flip_average": flip_average})
         return load_onnx(
             Path(rest), preprocessing=overrides, precision=precision, engine=engine, micro_batch=micro_batch
         )
     if kind and rest:
-        if engine == "openvino":
-            raise ValueError(f"{spec} chooses its engine itself; leave --engine out")
-        return _load_from_module(kind, rest, weights)
+        if flip_average is not None:
+            raise ValueError(f"{spec} sees to mirror images itself; leave --flip-average out")
+        backbone = _load_from_module(kind, rest, weights)
+        _set_choices(backbone, spec, precision, engine)
+        return backbone
     raise ValueError(
         f"unknown backbone {spec!r}, expected one of {', '.join(ARCHITECTURES)}, onnx:FILE, or module:function"
     )
+
+
+def _set_choices(backbone: Backbone, spec: str, precision: Precision, engine: EngineName) -> None:
+    """Hand the choices to an encoder of one's own, where it has them."""
+    if backbone.precision is not None:
+        backbone.precision = precision
+    elif precision != "auto":
+        raise ValueError(f"{spec} chooses its precision itself; leave --precision {precision} out")
+    if backbone.engine_name is not None:
+        backbone.engine_name = engine
+    elif engine == "openvino":
+        raise ValueError(f"{spec} chooses its engine itself; leave --engine {engine} out")
 
 
 def _load_from_module(module_name: str, function_name: str, weights: Path | None) -> Backbone:

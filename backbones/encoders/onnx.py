@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.datasets.decoding import IMAGE_SUFFIXES, decode_image, read_image, read_item, stack_images
-from backbones.datasets.image_item import ImageItem
-from backbones.encoders.encoder import Backbone
+from backbones.datasets.decoding import stack_images
+from backbones.encoders.encoder import Backbone, EngineName, Precision
+from backbones.encoders.image_encoder import ImageEncoder
 from backbones.encoders.images import MICRO_BATCH
-from backbones.encoders.inference import EngineName, Precision, pass_size
+from backbones.encoders.inference import pass_size
 from backbones.encoders.onnx_model import CARD_KEY, METADATA_KEY, OnnxModel, Run, fastest_faithful_run
 from backbones.encoders.preprocessing import Preprocessing, fill_up
 
@@ -41,20 +41,21 @@ def load_onnx(
     Raises:
         ImportError: where onnxruntime, or for texts tokenizers, is not installed.
         FileNotFoundError: where there is no such file.
-        ValueError: where it cannot be loaded, its inputs are of another kind, or its preprocessing is unknown.
+        ValueError: where it cannot be loaded, its inputs are of another kind, its preprocessing is unknown, or one is
+            given for a model of something else than images.
     """
     model = OnnxModel(path)
-    if "input_ids" in model.inputs:
+    kind, shape = next(iter(model.inputs.values()))
+    of_texts = "input_ids" in model.inputs
+    of_images = len(shape) == 4 and shape[1] == 3
+    of_arrays = len(model.inputs) == 1 and kind == "tensor(float)" and len(shape) > 1 and not of_images
+    if preprocessing and (of_texts or of_arrays):
+        raise ValueError(f"{path} takes no images, so {', '.join(preprocessing)} of images do nothing; leave them out")
+    if of_texts:
         from backbones.encoders.texts import OnnxTextEncoder
 
         return OnnxTextEncoder(model, precision=precision, engine=engine)
-    kind, shape = next(iter(model.inputs.values()))
-    if (
-        len(model.inputs) == 1
-        and kind == "tensor(float)"
-        and len(shape) > 1
-        and not (len(shape) == 4 and shape[1] == 3)
-    ):
+    if of_arrays:
         return OnnxArrayBackbone(model, precision=precision, engine=engine, micro_batch=micro_batch)
     return OnnxBackbone(model, preprocessing=preprocessing, precision=precision, engine=engine, micro_batch=micro_batch)
 
@@ -69,8 +70,8 @@ class _OneInput(Backbone):
         self.name = model.path.stem
         self.input_name = next(iter(model.inputs))
         self.shape = model.inputs[self.input_name][1]
-        self.precision: Precision = precision
-        self.engine_name: EngineName = engine
+        self.precision = precision
+        self.engine_name = engine
         self.fixed_batch = isinstance(self.shape[0], int)
         self.micro_batch = int(self.shape[0]) if self.fixed_batch else micro_batch
         self.run: Run = model.run
@@ -82,7 +83,10 @@ class _OneInput(Backbone):
         self.fixed_batch = True
         rows = np.arange(self.micro_batch) % len(values)
         self.run, facts = fastest_faithful_run(
-            self.model, {self.input_name: values[rows]}, precision=self.precision, engine=self.engine_name
+            self.model,
+            {self.input_name: values[rows]},
+            precision=self.precision or "auto",
+            engine=self.engine_name or "torch",
         )
         return facts
 
@@ -98,7 +102,7 @@ class _OneInput(Backbone):
         return output[: len(values)].reshape(len(values), -1)
 
 
-class OnnxBackbone(_OneInput):
+class OnnxBackbone(ImageEncoder, _OneInput):
     """An ONNX model of images: one float32 input [n, 3, size, size], the embedding [n, dim] as its first output.
 
     Its preprocessing stands in the metadata property `preprocessing`, JSON with the fields of `Preprocessing`; what
@@ -116,8 +120,6 @@ class OnnxBackbone(_OneInput):
     Raises:
         ValueError: where its input is of another kind, or its preprocessing is unknown; and as `OnnxModel`.
     """
-
-    suffixes = IMAGE_SUFFIXES
 
     def __init__(
         self,
@@ -141,18 +143,6 @@ class OnnxBackbone(_OneInput):
         self.fingerprint = self.preprocessing.fingerprint(model.digest)
         size = self.preprocessing.size
         self.dim = self._run(torch.zeros(1, 3, size, size)).shape[1]
-
-    def read(self, path: Path) -> np.ndarray:
-        """Return an image file as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        return read_image(path, self.preprocessing.size)
-
-    def decode(self, content: bytes) -> np.ndarray:
-        """Return an image file's bytes as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        return decode_image(content, self.preprocessing.size)
-
-    def read_item(self, item: Any) -> np.ndarray:
-        """Return an image of a set as uint8 RGB [size, size, 3]; UnreadableImage where that fails."""
-        return read_item(item, self.preprocessing.size) if isinstance(item, ImageItem) else super().read_item(item)
 
     def prepare(self, sample: Sequence[np.ndarray]) -> dict[str, Any]:
         """Choose the engine on real images; return it, its precision and its lowest cosine to onnxruntime's."""
@@ -198,8 +188,16 @@ class OnnxArrayBackbone(_OneInput):
         self.dim = self.run_pass(np.zeros((1, *self.shape[1:]), dtype=np.float32)).shape[1]
 
     def read(self, path: Path) -> np.ndarray:
-        """Return the array of an .npy file as float32; ValueError where its shape is not the model's."""
-        array = np.load(path, allow_pickle=False, mmap_mode="r")  # its true shape is known before any of it is read
+        """Return the array of an .npy file as float32; ValueError where it is damaged or not of the model's shape."""
+        try:
+            # mapped, so that its true shape is known before any of it is read
+            array = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # the header is parsed as Python, with whatever errors that has
+            raise ValueError(
+                f"{path} is no .npy file ({type(error).__name__} in its header); write it again"
+            ) from error
         if list(array.shape) != self.shape[1:] or array.dtype.kind not in "fiu":
             raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, expected numbers {self.shape[1:]}")
         return np.asarray(array, dtype=np.float32)
@@ -223,6 +221,7 @@ def _preprocessing(model: OnnxModel, shape: Sequence[Any], overrides: Mapping[st
     if missing:
         raise ValueError(
             f"the preprocessing of {model.path} is unknown: {', '.join(missing)} found neither in its metadata "
-            f"property {METADATA_KEY} nor in the options; give it (ArcFace models use mean and std 127.5 everywhere)"
+            f"property {METADATA_KEY} nor in the options; give it by "
+            f"{', '.join(f'--preprocessing.{name}' for name in missing)} (ArcFace models: mean 127.5, std 127.5)"
         )
     return Preprocessing.from_dict(values)

@@ -2,19 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from backbones.encoders.inference import EngineName, Precision, multiplies_bf16
+from backbones.encoders.encoder import EngineName, Precision
+from backbones.encoders.inference import first_faithful, multiplies_bf16
 
 METADATA_KEY = "preprocessing"
 CARD_KEY = "model_card"
-MINIMUM_COSINE = 0.999
+MOST_SHOWN = 60  # characters of a property that a message repeats
 
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -40,7 +42,7 @@ class OnnxModel:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError("onnxruntime is not installed; run `pip install onnxruntime`") from error
+            raise ImportError("onnxruntime is not installed; run `pip install 'embedding-compat[onnx]'`") from error
         if not path.is_file():
             raise FileNotFoundError(f"ONNX model {path} not found; expected onnx:FILE with an existing file")
         self.path = path
@@ -73,8 +75,11 @@ class OnnxModel:
         text = self.metadata.get(name, "{}")
         try:
             return dict(json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"metadata property {name} of {self.path} is {text!r}, expected a JSON object") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            shown = repr(text[:MOST_SHOWN]) + ("..." if len(text) > MOST_SHOWN else "")
+            raise ValueError(
+                f"metadata property {name} of {self.path} is {shown}, expected a JSON object; export the model again"
+            ) from error
 
     def compiled_by_openvino(self, hint: str) -> Run:
         """Return `run`'s counterpart in OpenVINO.
@@ -109,24 +114,28 @@ def fastest_faithful_run(
 
     Returns:
         The run, and the facts of the choice: `engine`, `precision`, `minimum_cosine`.
-    """
-    from backbones.encoders.openvino import is_installed
 
+    Raises:
+        ImportError: where OpenVINO is asked for and not installed.
+        ValueError: where the model's embeddings are not finite, or bf16 is asked for of onnxruntime, which has none.
+    """
+    from backbones.encoders.openvino import PRECISIONS, is_installed
+
+    if precision == "bf16" and engine == "torch":
+        raise ValueError(f"onnxruntime runs {model.path} in float32 only; use --engine openvino with --precision bf16")
     reference = model.run(sample)
     if not np.isfinite(reference).all():
         raise ValueError(f"the embeddings of {model.path} are not finite; export it again")
     if engine == "openvino" or (engine == "auto" and is_installed()):
         bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(torch.device("cpu")))
-        for name, hint in (("openvino-bf16", "bf16"), ("openvino-fp32", "f32")):
-            if hint == "bf16" and not bf16:
-                continue
-            run = model.compiled_by_openvino(hint)
-            lowest = float(_cosines(run(sample), reference).min())
-            if lowest >= MINIMUM_COSINE:  # false for NaN
-                return run, {"engine": "openvino", "precision": name, "minimum_cosine": lowest}
+
+        def candidates() -> Iterator[tuple[str, Run, Tensor]]:
+            for name, hint in PRECISIONS.items():
+                if bf16 or hint != "bf16":
+                    run = model.compiled_by_openvino(hint)
+                    yield name, run, torch.from_numpy(run(sample))
+
+        chosen = first_faithful(torch.from_numpy(reference), candidates())
+        if chosen is not None:
+            return chosen[1], {"engine": "openvino", "precision": chosen[0], "minimum_cosine": chosen[2]}
     return model.run, {"engine": "onnxruntime", "precision": "fp32", "minimum_cosine": 1.0}
-
-
-def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosines of rows, each flattened."""
-    return torch.cosine_similarity(torch.from_numpy(a).flatten(1), torch.from_numpy(b).flatten(1)).numpy()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -33,8 +34,11 @@ class Preprocessing:
             raise ValueError(f"preprocessing size is {self.size}, expected at least 1 pixel")
         if self.colour_order not in ("RGB", "BGR"):
             raise ValueError(f"preprocessing colour_order is {self.colour_order!r}, expected 'RGB' or 'BGR'")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise ValueError(f"preprocessing has mean {self.mean}, std {self.std}; expected three each, std above 0")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(value > 0 for value in self.std):
+            raise ValueError(
+                f"preprocessing has mean {self.mean}, std {self.std}; expected three numbers each, std above 0"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold and `from_dict` reads."""

@@ -15,8 +15,8 @@ import torch
 
 from backbones.checkpoint import tensor_digest
 from backbones.datasets.texts import MOST_BYTES
-from backbones.encoders.encoder import Backbone
-from backbones.encoders.inference import EngineName, Precision, default_device, multiplies_bf16
+from backbones.encoders.encoder import Backbone, EngineName, Precision
+from backbones.encoders.inference import default_device, first_faithful, multiplies_bf16
 from backbones.encoders.onnx_model import CARD_KEY, OnnxModel, fastest_faithful_run
 from backbones.networks.bert import SentenceBert, sentence_bert
 
@@ -24,7 +24,6 @@ TEXT_KEY = "text"
 TOKENIZER_KEY = "tokenizer"
 PASS_TEXTS = 8  # of about one length: few enough to fill, enough for the matrix products
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens that a pass is padded to
-MINIMUM_COSINE = 0.999
 
 Encode = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -136,22 +135,25 @@ class BertTextEncoder(TextEncoder):
         self.device = default_device()
         self.network = network.eval().to(self.device)
         self.bf16 = False
+        self.precision = "auto"
         settings = {"max_tokens": max_tokens, "pooling": "mean", "normalize": True}
         digest = tensor_digest(network.state_dict())
         super().__init__(name, self._encode, tokenizer=tokenizer, settings=settings, digest=digest)
 
     def prepare(self, sample: Sequence[str]) -> dict[str, Any]:
-        """Take bfloat16 where it is fast and keeps the embeddings of real texts; return what was chosen."""
+        """Take bfloat16 where it is fast, or asked for, and keeps the embeddings of real texts; say what was chosen."""
+        self.bf16 = False
         reference = self.embed(sample)
         if not np.isfinite(reference).all():
             raise ValueError(
                 f"the embeddings of {self.name} are not finite; its weights are unusable, install it again"
             )
-        if multiplies_bf16(self.device):
+        if self.precision == "bf16" or (self.precision == "auto" and multiplies_bf16(self.device)):
             self.bf16 = True
-            lowest = float((self.embed(sample) * reference).sum(axis=1).min())
-            if lowest >= MINIMUM_COSINE:  # false for NaN
-                return {"engine": "torch", "precision": "bf16", "minimum_cosine": min(lowest, 1.0)}
+            candidate = ("bf16", self, torch.from_numpy(self.embed(sample)))
+            chosen = first_faithful(torch.from_numpy(reference), [candidate])
+            if chosen is not None:
+                return {"engine": "torch", "precision": "bf16", "minimum_cosine": chosen[2]}
         self.bf16 = False
         return {"engine": "torch", "precision": "fp32", "minimum_cosine": 1.0}
 
@@ -206,8 +208,8 @@ class OnnxTextEncoder(TextEncoder):
 
     def __init__(self, model: OnnxModel, *, precision: Precision, engine: EngineName) -> None:
         self.model = model
-        self.precision: Precision = precision
-        self.engine_name: EngineName = engine
+        self.precision = precision
+        self.engine_name = engine
         self.run = model.run
         settings = model.facts(TEXT_KEY)
         missing = [name for name in ("max_tokens", "pooling", "normalize") if name not in settings]
@@ -217,6 +219,8 @@ class OnnxTextEncoder(TextEncoder):
                 f"{', '.join([*missing, *([] if TOKENIZER_KEY in model.metadata else [TOKENIZER_KEY])])}; "
                 "write them with `python -m backbones.export`"
             )
+        if not isinstance(settings["max_tokens"], int) or settings["max_tokens"] < 1:
+            raise ValueError(f"{model.path} reads max_tokens {settings['max_tokens']!r}, expected a number above 0")
         if settings["pooling"] not in ("mean", "first", "none"):
             raise ValueError(f"{model.path} asks for pooling {settings['pooling']!r}, expected mean, first or none")
         strange = set(model.inputs) - {"input_ids", "attention_mask", "token_type_ids"}
@@ -240,8 +244,8 @@ class OnnxTextEncoder(TextEncoder):
         self.run, facts = fastest_faithful_run(
             self.model,
             self._inputs(ids[: len(tokens)], mask[: len(tokens)]),
-            precision=self.precision,
-            engine=self.engine_name,
+            precision=self.precision or "auto",
+            engine=self.engine_name or "torch",
         )
         return facts
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def angular_distillation(student: Tensor, teacher: Tensor, *, known: Tensor | None = None) -> Tensor:
+def angular_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean over the batch of |t/|t| - s/|s||^2 = 2 (1 - cos(t, s)), in [0, 4].
 
     It needs no labels: add it to a classification loss, with a weight of 9 in the source, or train on it alone.
@@ -18,10 +18,9 @@ def angular_distillation(student: Tensor, teacher: Tensor, *, known: Tensor | No
     Args:
         student: [b, d], what learns.
         teacher: [b, d]; no gradient flows into it.
-        known: bool [b], the rows to average over where the teacher does not know all; None takes all.
 
     Returns:
-        A scalar, float32 (float64 for float64 students); 0 where no row is known.
+        A scalar, float32 (float64 for float64 students).
 
     Raises:
         ValueError: where the shapes differ.
@@ -34,8 +33,4 @@ def angular_distillation(student: Tensor, teacher: Tensor, *, known: Tensor | No
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(student.device.type, enabled=False):
         differences = F.normalize(student.to(dtype)) - F.normalize(teacher.detach().to(dtype))
-        distances = differences.square().sum(dim=1)
-        if known is None:
-            known = torch.ones_like(distances, dtype=torch.bool)
-        # rows without a teacher count 0 and stay part of the graph, so that a backward pass finds one
-        return torch.where(known, distances, 0.0 * distances).sum() / known.sum().clamp_min(1)
+        return differences.square().sum(dim=1).mean()

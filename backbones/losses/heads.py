@@ -190,7 +190,9 @@ def build_head(
         ValueError: for a name that is not in `HEADS`, a margin out of range, or a margin for softmax.
     """
     if name not in HEADS:
-        raise ValueError(f"unknown head {name!r}, expected one of {', '.join(HEADS)}")
+        raise ValueError(
+            f"unknown head {name!r}, expected one of {', '.join(HEADS)}, or for a training from a teacher alone none"
+        )
     head = HEADS[name]
     if issubclass(head, MarginHead):
         return head(embedding_dim, classes, scale=scale, margin=margin)

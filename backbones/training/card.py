@@ -1,8 +1,11 @@
 """The record a training leaves: its recipe, its data and what came out."""
 
+import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,21 @@ import torch
 
 from backbones.datasets.image_set import ImageSet
 from backbones.losses.heads import HEADS
-from backbones.options import AugmentOptions, TrainOptions
+from backbones.options import USUAL_WARMUP, AugmentOptions, TrainOptions
 from backbones.training.learner import Learner, preprocessing
 from backbones.training.objective import describe_head
+from backbones.training.training_set import UNLABELLED
 from backbones.training.validation_set import ValidationSet
 
 # these change nothing in the weights, so they may differ between the runs
 RESULT_NEUTRAL = frozenset(
-    {"out", "validation", "max_bad", "image_memory", "checkpoint_every", "log_every", "tensorboard", "workers"}
+    {
+        *("out", "validation", "validation_root", "max_bad", "image_memory", "checkpoint_every", "log_every"),
+        *("tensorboard", "workers"),
+        "root",  # where the images lie; the digests tell what they are
+    }
 )
+PACKAGES = ("embedding-compat", "torch", "numpy", "pillow", "simplejpeg", "pytorch_optimizer")
 SHARES = ("accuracy", "pair_accuracy", "recall_at_1")
 SHARE_UNIT = "share from 0 to 1"
 
@@ -57,8 +66,20 @@ def describe_training(
     history: Sequence[Mapping[str, Any]],
     validation: ValidationSet | None,
     origins: Mapping[str, str],
+    *,
+    listing: str,
 ) -> dict[str, Any]:
-    """Return the card of a finished training; `backbones.checkpoint.save_model` adds version and digest."""
+    """Return the card of a finished training; `backbones.checkpoint.save_model` adds format version and digests.
+
+    Args:
+        options: of the training.
+        images: it saw.
+        learner: that did it.
+        history: one record per epoch.
+        validation: the set it was scored on.
+        origins: SHA-256 of teacher and earlier weights by the name of their option.
+        listing: `listing_digest` of the images.
+    """
     head = learner.objective.head
     return {
         "arch": options.arch,
@@ -69,17 +90,21 @@ def describe_training(
         "origins": dict(origins),
         "data": {
             "images": len(images),
-            "identities": len(images.identities),
+            "identities": len(learner.identities),
+            "identities_sha256": hashlib.sha256("\n".join(learner.identities).encode()).hexdigest(),
+            "unlabelled": int((learner.class_labels == UNLABELLED).sum()),
             "skipped": images.skipped,
             "keep_fraction": options.keep_fraction,
             "digest": images.digest,
+            "listing": listing,
         },
         "validation": None if validation is None else validation.describe(),
-        "head": None if head is None else describe_head(head, options.head, images.identities),
+        "head": None if head is None else describe_head(head, options.head, learner.identities),
         "metrics": _metrics(options, learner, history),
         "made_with": {
-            "torch": torch.__version__,
+            **_versions(),
             "device": learner.device.type,
+            "gpu": torch.cuda.get_device_name() if learner.device.type == "cuda" else None,
             "precision": learner.precision,
             "averaged_weights": 0 if learner.average is None else learner.average.count,
         },
@@ -104,10 +129,23 @@ def _metrics(options: TrainOptions, learner: Learner, history: Sequence[Mapping[
     }
 
 
+def _versions() -> dict[str, str | None]:
+    """Return the versions of Python and of what decodes, computes and steps; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found | {"torch": torch.__version__}
+
+
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in defaults, and name nested options as the command line does: `augmentation.shift`."""
     augmentation = _defaults(AugmentOptions) | recipe.get("augmentation", {})
     flat = _defaults(TrainOptions) | {name: value for name, value in recipe.items() if name != "augmentation"}
+    if flat["warmup_epochs"] is None and flat["epochs"] > USUAL_WARMUP:
+        flat["warmup_epochs"] = float(USUAL_WARMUP)
     if flat["margin"] is None:
         flat["margin"] = getattr(HEADS.get(flat["head"]), "PUBLISHED_MARGIN", None)
     return flat | {f"augmentation.{name}": value for name, value in augmentation.items()}

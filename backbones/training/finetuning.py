@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.checkpoint import MODEL_FILE, load_card, read_tensors
+from backbones.checkpoint import MODEL_FILE, load_card, read_tensors, training_folder
 from backbones.networks.iresnet import IResNet
 from backbones.options import TrainOptions
 
@@ -26,6 +26,7 @@ def load_pretrained(folder: Path, network: IResNet, options: TrainOptions) -> No
         FileNotFoundError: where there is no finished training.
         ValueError: where it has another architecture or embedding dimension, or is damaged.
     """
+    folder = training_folder(folder)
     card = load_card(folder)
     for name, wanted in (("arch", options.arch), ("embedding_dim", options.embedding_dim)):
         if card.get(name) != wanted:

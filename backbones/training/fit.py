@@ -1,6 +1,6 @@
 """The training of a backbone: what is run, where it resumes, and what it leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,26 @@ from backbones.checkpoint import (
     load_progress,
     load_training_state,
     read_tensors,
+    replace_file,
     save_model,
     save_training_state,
+    tensor_digest,
 )
+from backbones.datasets.image_item import ImageItem
 from backbones.datasets.image_set import ImageSet
 from backbones.options import TrainOptions
 from backbones.training.card import check_same_recipe, describe_training, recipe_of
 from backbones.training.learner import Learner, NotFinite
 from backbones.training.metrics_log import METRICS_FILE, MetricsLog, read_history, write_history
 from backbones.training.objective import origins
+from backbones.training.teachers import load_teacher
+from backbones.training.training_set import list_training, listing_digest, read_training
 from backbones.training.validation_set import ValidationSet, open_validation
 
 __all__ = ["CHECKPOINT_FILE", "METRICS_FILE", "TrainResult", "fit"]
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+NOT_FINITE_FILE = "not_finite.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +68,18 @@ def fit(options: TrainOptions, *, on_epoch: Callable[[dict[str, Any]], object] |
     Raises:
         ImportError: where an option needs a package that is missing.
         OSError: where the data folder is missing or the output cannot be written.
-        ValueError: for unusable data or options, options that differ from those of the run found in `options.out`, a
-            damaged checkpoint, or a loss, gradient or weight that is no number; the last checkpoint then stays.
+        ValueError: for unusable data or options; options, images, a teacher or earlier weights that differ from those
+            of the run found in `options.out`; a damaged checkpoint; or a loss, gradient or weight that is no number:
+            the last checkpoint then stays, and `not_finite.txt` beside it lists the images of the batch.
     """
+    items = list_training(options)
     if (options.out / CARD_FILE).is_file():
-        return _finished(options)
-    images = _images(options)
-    if len(images.identities) < 2 and options.head != "none":
+        return _finished(options, items)
+    images = read_training(options, items)
+    identities = {item.label for item in images.items} - {""}
+    if len(identities) < 2 and options.head != "none":
         raise ValueError(
-            f"found {len(images.identities)} identity in {options.data}, expected at least two to tell apart; "
+            f"found {len(identities)} identity in {options.data}, expected at least two to tell apart; "
             "add a folder of images per identity"
         )
     validation = None if options.validation is None else open_validation(options.validation, options, images)
@@ -98,14 +107,15 @@ def fit(options: TrainOptions, *, on_epoch: Callable[[dict[str, Any]], object] |
                     on_epoch(record)
             finished = learner.finished_modules()
         except NotFinite as error:
-            raise NotFinite(f"{error}; {_last_good(options)}") from None
+            raise NotFinite(f"{error}{_listed(options, error)}; {_last_good(options)}", error.item_ids) from None
         finally:
             log.close()
     options.out.mkdir(parents=True, exist_ok=True)
     write_history(options.out, history)
-    card = describe_training(options, images, learner, history, validation, digests)
+    card = describe_training(options, images, learner, history, validation, digests, listing=listing_digest(items))
     weights = save_model(options.out, finished["network"], card, head=finished.get("head"))
-    (options.out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    for name in (CHECKPOINT_FILE, NOT_FINITE_FILE):
+        (options.out / name).unlink(missing_ok=True)
     return TrainResult(weights=weights, card=load_card(options.out), history=history)
 
 
@@ -116,18 +126,6 @@ def _epoch(learner: Learner, epoch: int, validation: ValidationSet | None, log: 
         record |= learner.validate(validation)
     log.after_epoch(record, step=(epoch + 1) * learner.steps)
     return record
-
-
-def _images(options: TrainOptions) -> ImageSet:
-    return ImageSet(
-        options.data,
-        options.input_size,
-        max_bad=options.max_bad,
-        memory=options.image_memory,
-        workers=options.workers,
-        keep_fraction=options.keep_fraction,
-        seed=options.seed,
-    )
 
 
 def _save(
@@ -166,11 +164,7 @@ def _resume(options: TrainOptions, images: ImageSet, learner: Learner, digests: 
         raise ValueError(
             f"the images in {options.data} changed since {path} was written; restore them or use a new out"
         )
-    for name, digest in digests.items():
-        if found.get("origins", {}).get(name) != digest:
-            raise ValueError(
-                f"{name} {getattr(options, name)} changed since {path} was written; restore it or use a new out"
-            )
+    _check_origins(path, options, found.get("origins", {}), digests)
     progress = load_training_state(
         path, modules=learner.state_modules, optimizer=learner.optimizer, generators=learner.generators
     )
@@ -179,15 +173,50 @@ def _resume(options: TrainOptions, images: ImageSet, learner: Learner, digests: 
     return progress["history"]
 
 
-def _finished(options: TrainOptions) -> TrainResult:
+def _check_origins(path: Path, options: TrainOptions, found: Mapping[str, str], digests: Mapping[str, str]) -> None:
+    for name, digest in digests.items():
+        if found.get(name) != digest:
+            raise ValueError(
+                f"{name} {getattr(options, name)} changed since {path} was written; restore it or use a new out"
+            )
+
+
+def _finished(options: TrainOptions, items: Sequence[ImageItem]) -> TrainResult:
+    """Return what the earlier run left, once it is sure to be a run of these options on these very data."""
+    path = options.out / CARD_FILE
     card = load_card(options.out)
-    check_same_recipe(options.out / CARD_FILE, card["recipe"], recipe_of(options))
+    check_same_recipe(path, card["recipe"], recipe_of(options))
+    # cards of earlier releases have no listing, origins or digest of the weights
+    if card["data"].get("listing", listing := listing_digest(items)) != listing:
+        raise ValueError(
+            f"the images in {options.data} are not those that {path} was made with; restore them or use a new out"
+        )
+    if "origins" in card:
+        digests = origins(options)
+        if options.teacher is not None:
+            digests["teacher"] = load_teacher(options.teacher, torch.device("cpu")).digest
+        _check_origins(path, options, card["origins"], digests)
     for name in (MODEL_FILE, *([HEAD_FILE] if card.get("head") else [])):
-        read_tensors(options.out / name)  # a damaged model must not pass as a finished run
+        tensors, _ = read_tensors(options.out / name)  # a damaged model must not pass as a finished run
+        if name == MODEL_FILE and card.get("weights_sha256", found := tensor_digest(tensors)) != found:
+            raise ValueError(
+                f"{options.out / name} is not the model that {path} describes; restore it or use a new out"
+            )
     (options.out / CHECKPOINT_FILE).unlink(missing_ok=True)  # a kill may have come just before this was done
     return TrainResult(
         weights=options.out / MODEL_FILE, card=card, history=read_history(options.out), already_finished=True
     )
+
+
+def _listed(options: TrainOptions, error: NotFinite) -> str:
+    """Write the images of the batch beside the checkpoint, all of them, and say where."""
+    if not error.item_ids:
+        return ""
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / NOT_FINITE_FILE
+    text = "".join(f"{item_id}\n" for item_id in error.item_ids)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
+    return f"; all {len(error.item_ids)} images are listed in {path}"
 
 
 def _last_good(options: TrainOptions) -> str:

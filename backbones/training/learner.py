@@ -27,6 +27,7 @@ from backbones.training.averaging import WeightAverage
 from backbones.training.finetuning import anchor_weights, load_pretrained, set_anchors
 from backbones.training.objective import Batch, Objective
 from backbones.training.optimization import build_optimizer, schedule
+from backbones.training.training_set import UNLABELLED, classes_of
 from backbones.training.validation_set import ValidationSet
 
 IDS_NAMED = 5
@@ -34,7 +35,19 @@ NORM_IMAGES = 10_000  # what an average's batch norms are measured on
 
 
 class NotFinite(ValueError):
-    """A loss or gradient that is no number, before it has spoilt the weights."""
+    """A loss or gradient that is no number, before it has spoilt the weights; or weights that it has.
+
+    Args:
+        message: what is no number.
+        item_ids: of the images of the batch it was met in; none where a weight is.
+
+    Attributes:
+        item_ids: as given.
+    """
+
+    def __init__(self, message: str, item_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.item_ids = tuple(item_ids)
 
 
 class Learner:
@@ -60,12 +73,13 @@ class Learner:
         if options.finetune_from is not None:
             load_pretrained(options.finetune_from, network, options)
         self.network = network.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.objective = Objective(options, images.identities, self.device)
+        self.identities, self.class_labels = classes_of(images)
+        self.objective = Objective(options, self.identities, self.device)
         self._check_teacher_knows()
         self.modules: dict[str, nn.Module] = {"network": self.network}
         if self.objective.head is not None:
             self.modules["head"] = self.objective.head
-        self.labels = images.labels.to(self.device)
+        self.labels = self.class_labels.to(self.device)
         self.parameters = [value for module in self.modules.values() for value in module.parameters()]
         self.optimizer = build_optimizer(options, self.parameters)
         self.order = torch.Generator().manual_seed(options.seed)
@@ -92,7 +106,8 @@ class Learner:
         """Start every class weight as the mean feature of its identity, over the images as they are."""
         if self.objective.head is not None:
             features = self._embed(self.network, self.images)
-            anchors = anchor_weights(features, self.images.labels, len(self.images.identities))
+            known = self.class_labels != UNLABELLED
+            anchors = anchor_weights(features[known], self.class_labels[known], len(self.identities))
             set_anchors(self.objective.head.weight, anchors)
 
     def train_epoch(self, epoch: int, on_step: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
@@ -130,7 +145,7 @@ class Learner:
             "epoch": epoch + 1,
             "loss": float(tally.sums["loss"]) / self.steps,
             "learning_rate": learning_rate,
-            **({} if self.objective.head is None else {"accuracy": float(tally.sums["hits"]) / seen}),
+            **({} if self.objective.head is None else {"accuracy": float(tally.sums["hits"]) / max(1, tally.labelled)}),
             **{name: float(tally.sums[name]) / self.steps for name in tally.sums if name not in ("loss", "hits")},
             "seconds": round(seconds, 3),
             "images_per_second": round(seen / seconds, 1),
@@ -160,6 +175,7 @@ class Learner:
             tally.add(outcome.terms, share=1 / self.options.accumulate)
             if outcome.hits is not None:
                 tally.add({"hits": outcome.hits})
+                tally.labelled += outcome.labelled
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.gradient_clip or torch.inf)
         # a scaled gradient that overflows is skipped, and the scale halved; without a scale left it is no number either
@@ -177,7 +193,7 @@ class Learner:
         options = self.options
         share = schedule(
             step,
-            warmup=options.warmup_epochs * self.steps,
+            warmup=options.warmup_steps(self.steps),
             total=options.epochs * self.steps,
             shape=options.schedule,
             milestones=[milestone * self.steps for milestone in options.milestones],
@@ -262,10 +278,11 @@ class Learner:
     def _not_finite(self, what: str, value: Tensor, item_ids: Sequence[str]) -> NotFinite:
         named = ", ".join(item_ids[:IDS_NAMED])
         more = f" and {len(item_ids) - IDS_NAMED} more" if len(item_ids) > IDS_NAMED else ""
-        return NotFinite(f"the {what} is {value.item()}; lower {self._rate_now()}: {named}{more}")
+        message = f"the {what} is {value.item()} in the batch of {named}{more}; lower {self._rate_now()}"
+        return NotFinite(message, item_ids)
 
     def _rate_now(self) -> str:
-        return f"learning_rate (now {self.options.learning_rate})"
+        return f"learning_rate (now {self.options.learning_rate}) in a new out"
 
 
 class _Tally:
@@ -273,6 +290,7 @@ class _Tally:
 
     def __init__(self, device: torch.device) -> None:
         self.sums: dict[str, Tensor] = {name: torch.zeros((), device=device) for name in ("loss", "hits")}
+        self.labelled = 0
 
     def add(self, values: dict[str, Tensor], *, share: float = 1.0) -> None:
         for name, value in values.items():

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.checkpoint import HEAD_FILE, MODEL_FILE, load_card, load_weights
-from backbones.encoders.images import load_image_backbone
+from backbones.checkpoint import HEAD_FILE, MODEL_FILE, load_card, load_weights, training_folder
 from backbones.losses.distillation import angular_distillation
 from backbones.losses.heads import Head, build_head
 from backbones.losses.influence import InfluenceLoss, match_classes
 from backbones.losses.regular_face import regular_face
 from backbones.options import TrainOptions
-from backbones.training.teachers import LiveTeacher, StoredTeacher, Teacher
+from backbones.training.teachers import load_teacher
+from backbones.training.training_set import UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Batch:
 
     Attributes:
         item_ids: of the b images.
-        labels: int64 [b].
+        labels: int64 [b]; `UNLABELLED` where the identity is unknown.
         images: float32 [b, 3, s, s], varied, in [-1, 1].
     """
 
@@ -45,12 +45,14 @@ class Outcome:
     Attributes:
         loss: the sum of all terms, a scalar to differentiate.
         terms: mean value of each term beside the head's, before its weight, detached.
-        hits: how many images were nearest to their own class; None without a head.
+        hits: how many of the images with an identity were nearest to their own class; None without a head.
+        labelled: how many images have an identity.
     """
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     hits: Tensor | None = None
+    labelled: int = 0
 
 
 class Objective:
@@ -100,16 +102,26 @@ class Objective:
         return None if self.teacher is None else self.teacher.embeddings(batch.item_ids, batch.images)
 
     def __call__(self, embeddings: Tensor, batch: Batch, lessons: Tensor | None) -> Outcome:
-        """Judge the embeddings [b, d] of a micro-batch, beside the teacher's."""
+        """Judge the embeddings [b, d] of a micro-batch, beside the teacher's.
+
+        The head and the influence loss see the rows with an identity, and take the mean over these.
+        """
         options = self.options
         loss = torch.zeros((), device=embeddings.device)
         terms: dict[str, Tensor] = {}
         hits: Tensor | None = None
+        known = batch.labels != UNLABELLED
+        labelled = int(known.sum())
+        named, labels = embeddings, batch.labels
+        if labelled < len(labels):
+            named, labels = embeddings[known], labels[known]
         if self.head is not None:
-            scores = self.head.scores(embeddings)
-            logits = self.head.logits(scores, batch.labels)
-            loss = F.cross_entropy(logits, batch.labels, label_smoothing=options.label_smoothing)
-            hits = (scores.argmax(dim=1) == batch.labels).sum()
+            hits = torch.zeros((), dtype=torch.int64, device=embeddings.device)
+            if labelled:
+                scores = self.head.scores(named)
+                logits = self.head.logits(scores, labels)
+                loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+                hits = (scores.argmax(dim=1) == labels).sum()
             if options.regular_face:
                 terms["regular_face"] = regular_face(self.head.weight)
                 loss = loss + options.regular_face * terms["regular_face"]
@@ -117,22 +129,9 @@ class Objective:
             terms["distillation"] = angular_distillation(embeddings, lessons)
             loss = loss + options.distillation_weight * terms["distillation"]
         if self.influence is not None:
-            terms["influence"] = self.influence(embeddings, batch.labels)
+            terms["influence"] = self.influence(named, labels)
             loss = loss + options.influence_weight * terms["influence"]
-        return Outcome(loss, {name: value.detach() for name, value in terms.items()}, hits)
-
-
-def load_teacher(path: Path, device: torch.device) -> Teacher:
-    """Open a teacher: vectors by item id from an `.npz`, or the network of a finished training from its folder.
-
-    Raises:
-        FileNotFoundError: where there is neither.
-        ValueError: where it is damaged.
-    """
-    if path.suffix == ".npz":
-        return StoredTeacher(path)
-    backbone = load_image_backbone(load_card(path)["arch"], path)
-    return LiveTeacher(backbone.network, backbone.preprocessing, device=device)
+        return Outcome(loss, {name: value.detach() for name, value in terms.items()}, hits, labelled)
 
 
 def load_head(folder: Path) -> tuple[Head, list[str]]:
@@ -142,6 +141,7 @@ def load_head(folder: Path) -> tuple[Head, list[str]]:
         FileNotFoundError: where there is no finished training.
         ValueError: where it kept no head, or a file of it is damaged.
     """
+    folder = training_folder(folder)
     card = load_card(folder)
     described: dict[str, Any] | None = card.get("head")
     if described is None:
@@ -178,10 +178,12 @@ def origins(options: TrainOptions) -> dict[str, str]:
         FileNotFoundError: where they are missing.
     """
     files = {
-        "finetune_from": None if options.finetune_from is None else options.finetune_from / MODEL_FILE,
-        "compatible_with": None if options.compatible_with is None else options.compatible_with / HEAD_FILE,
+        "finetune_from": (options.finetune_from, MODEL_FILE),
+        "compatible_with": (options.compatible_with, HEAD_FILE),
     }
-    return {name: _file_digest(path) for name, path in files.items() if path is not None}
+    return {
+        name: _file_digest(training_folder(path) / file) for name, (path, file) in files.items() if path is not None
+    }
 
 
 def _file_digest(path: Path) -> str:

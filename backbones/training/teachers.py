@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.checkpoint import tensor_digest
-from backbones.datasets.stored_vectors import open_vectors
+from backbones.checkpoint import CARD_FILE, load_card, tensor_digest, training_folder
+from backbones.datasets.stored_vectors import EXPORT, open_vectors
+from backbones.encoders.images import load_image_backbone
 from backbones.encoders.preprocessing import Preprocessing
 
 
@@ -50,7 +51,6 @@ class StoredTeacher:
 
     Args:
         path: an .npz archive with the arrays `vectors`, floats [n, d], and `item_id`, strings or integers [n].
-        allow_missing: whether ids that are not stored give zeros, which `known` tells, instead of an error.
 
     Attributes:
         dim: d.
@@ -61,10 +61,9 @@ class StoredTeacher:
         ValueError: where it is damaged or lacks an array, or holds an id twice, or a vector that is zero or not finite.
     """
 
-    def __init__(self, path: Path, *, allow_missing: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         stored = open_vectors(path)
         self.path = path
-        self.allow_missing = allow_missing
         self.dim = stored.vectors.shape[1]
         self.digest = stored.digest
         self._vectors = stored.vectors
@@ -84,19 +83,16 @@ class StoredTeacher:
         """Return the stored vectors, float32 [b, d], on the images' device; the pixels are not looked at.
 
         Raises:
-            ValueError: for ids that are not stored, unless they may be missing.
+            ValueError: for ids that are not stored.
         """
         rows = [self._rows.get(item_id, -1) for item_id in item_ids]
         missing = [item_id for item_id, row in zip(item_ids, rows, strict=True) if row < 0]
-        if missing and not self.allow_missing:
+        if missing:
             raise ValueError(
                 f"the teacher {self.path} has no embedding of {missing[0]!r} and {len(missing) - 1} more of a batch of "
-                f"{len(rows)}; embed the training images with the teacher, or allow missing ones"
+                f"{len(rows)}; embed the training images with the teacher"
             )
-        vectors = np.zeros((len(rows), self.dim), np.float32)
-        here = [position for position, row in enumerate(rows) if row >= 0]
-        vectors[here] = self._vectors[[rows[position] for position in here]]
-        return torch.from_numpy(vectors).to(images.device)
+        return torch.from_numpy(np.asarray(self._vectors[rows], dtype=np.float32)).to(images.device)
 
 
 class LiveTeacher:
@@ -142,3 +138,27 @@ class LiveTeacher:
         if tuple(pixels.shape[2:]) != (size, size):
             pixels = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True)
         return self.preprocessing.embed(self.network, pixels).to(device)
+
+
+def load_teacher(path: Path, device: torch.device) -> Teacher:
+    """Open a teacher: vectors by item id from an `.npz`, or the network of a finished training.
+
+    Args:
+        path: the archive; or the folder of the training, or its model file.
+        device: where the network is to run.
+
+    Raises:
+        FileNotFoundError: where there is neither.
+        ValueError: where it is damaged.
+    """
+    if path.suffix == ".npz":
+        return StoredTeacher(path)
+    folder = training_folder(path)
+    if not (folder / CARD_FILE).is_file():
+        found = "has no card.json" if path.exists() else "not found"
+        raise FileNotFoundError(
+            f"teacher {path} {found}, expected the folder or model file of a training, or an .npz of vectors; of a "
+            f"store, {EXPORT}"
+        )
+    backbone = load_image_backbone(load_card(folder)["arch"], folder)
+    return LiveTeacher(backbone.network, backbone.preprocessing, device=device)
