@@ -18,31 +18,43 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 MODEL_FILE = "model.safetensors"
+HEAD_FILE = "head.safetensors"
 CARD_FILE = "card.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # version 1 had no head.safetensors; what a newer reader needs of a card, it has
 RECORD = "record"
 REMEDY = "give the options of the first run, or another folder"
 RESTORE = "restore it from a copy, or remove it and train again"
 
 
-def save_model(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> Path:
-    """Write `model.safetensors` and then `card.json`, whose presence says that the folder is complete.
+def save_model(folder: Path, network: nn.Module, card: Mapping[str, Any], *, head: nn.Module | None = None) -> Path:
+    """Write `head.safetensors`, `model.safetensors` and then `card.json`, which says that the folder is complete.
 
     Args:
         folder: made where it does not exist.
         network: its state dict is saved, on any device.
-        card: what JSON can hold; `format_version` and `sha256`, a digest over the rest, are added.
+        card: what JSON can hold; added are `format_version`, `weights_sha256`, the `tensor_digest` of the network that
+            ties the card to its weights, and `sha256`, a digest over the rest.
+        head: the classification head, which later trainings can stay compatible with.
 
     Returns:
         The path of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD_FILE).unlink(missing_ok=True)  # an older card must not describe the new weights
+    (folder / HEAD_FILE).unlink(missing_ok=True)
+    if head is not None:
+        write_tensors(folder / HEAD_FILE, head.state_dict(), {})
     write_tensors(folder / MODEL_FILE, network.state_dict(), {})
-    content = {"format_version": FORMAT_VERSION, **card}
+    content = {"format_version": FORMAT_VERSION, **card, "weights_sha256": tensor_digest(network.state_dict())}
     text = json.dumps({**content, "sha256": _card_digest(content)}, indent=2, allow_nan=False) + "\n"
     replace_file(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     return folder / MODEL_FILE
+
+
+def training_folder(path: Path) -> Path:
+    """Return the folder of a training that is named by its folder or by the model file in it."""
+    return path.parent if path.name == MODEL_FILE and not path.is_dir() else path
 
 
 def load_card(folder: Path) -> dict[str, Any]:
@@ -50,7 +62,7 @@ def load_card(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: where it is damaged or edited, or of another format version.
+        ValueError: where it is damaged or edited, or of a format version that is not in `READABLE_VERSIONS`.
     """
     path = folder / CARD_FILE
     if not path.is_file():
@@ -60,9 +72,9 @@ def load_card(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"model card {path} is damaged ({error}); {RESTORE}") from error
     version = card.get("format_version") if isinstance(card, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise ValueError(
-            f"model card {path} has format version {version}, expected {FORMAT_VERSION}; "
+            f"model card {path} has format version {version}, expected {READABLE_VERSIONS[0]} to {FORMAT_VERSION}; "
             "train again or use the release that wrote it"
         )
     if card.pop("sha256", None) != _card_digest(card):
@@ -75,7 +87,7 @@ def _card_digest(card: Mapping[str, Any]) -> str:
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
-    """Fill `network` from a file that `save_model` wrote.
+    """Fill `network`, or a head, from a file that `save_model` wrote.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -99,7 +111,7 @@ def save_training_state(
     Args:
         path: replaced at once when the new state is complete on disk.
         modules: networks, heads and losses by name.
-        optimizer: its state may hold tensors and what JSON can hold, as that of SGD, Adam and AdamW does.
+        optimizer: its state may hold tensors and what JSON can hold, as that of SGD, AdamW and LARS does.
         generators: sources of random numbers by name; `torch.default_generator` is one.
         progress: what JSON can hold: epoch, step, history, options.
     """

@@ -1,31 +1,43 @@
 """Train a backbone: `python -m backbones.train --data DIR --out DIR`.
 
-The work is in `backbones.training`, which needs torch; this module answers `--help` without it.
+The work is in `backbones.training.fit`, which needs torch; this module answers `--help` without it.
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from backbones.command_line import run_command
 from backbones.options import AugmentOptions, TrainOptions
 
 if TYPE_CHECKING:
-    from backbones.training import TrainResult
+    from backbones.training.fit import TrainResult
 
 __all__ = ["AugmentOptions", "TrainOptions", "main", "train"]
 
 
 def train(options: TrainOptions, *, on_epoch: Callable[[dict[str, Any]], object] | None = None) -> "TrainResult":
-    """Train, or go on where an interrupted run stopped; see `backbones.training.fit`."""
-    from backbones.training import fit
+    """Train, or go on where an interrupted run stopped; see `backbones.training.fit.fit`."""
+    from backbones.training.fit import fit
 
     return fit(options, on_epoch=on_epoch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return run_command(TrainOptions, _train_and_tell, argv, prog="python -m backbones.train", description=str(__doc__))
+    given = _flagged(sys.argv[1:] if argv is None else argv)
+    return run_command(TrainOptions, _train_and_tell, given, prog="python -m backbones.train", description=str(__doc__))
+
+
+def _flagged(argv: Sequence[str]) -> list[str]:
+    """`--anchors`, or another yes-or-no option, with no word of its own as `--anchors=yes`."""
+    flags = {f"--{field.name}" for field in fields(TrainOptions) if field.type is bool}
+    following = [*argv, "--"][1:]
+    return [
+        f"{word}=yes" if word.replace("-", "_").replace("__", "--", 1) in flags and after.startswith("--") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def _train_and_tell(options: TrainOptions) -> None:
@@ -36,15 +48,9 @@ def _train_and_tell(options: TrainOptions) -> None:
 
 
 def _line(metrics: dict[str, Any]) -> str:
-    validation = "".join(
-        f"  {name.replace('_', ' ')} {metrics[name]:.3f}"
-        for name in ("pair_accuracy", "recall_at_1")
-        if name in metrics
-    )
-    return (
-        f"epoch {metrics['epoch']}  loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.3f}{validation}  "
-        f"{metrics['images_per_second']:.0f} images/s"
-    )
+    shown = [name for name in metrics if name not in ("epoch", "learning_rate", "seconds", "images_per_second")]
+    values = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in shown)
+    return f"epoch {metrics['epoch']}  {values}  {metrics['images_per_second']:.0f} images/s"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from table import markdown, publish
 
-from backbones.backbone import load_image_backbone
-from backbones.images import scan_image_folder
-from backbones.training import fit
+from backbones.datasets.folders import scan_image_folder
+from backbones.encoders.images import load_image_backbone
+from backbones.training.fit import fit
 from compat.demo import DemoOptions, lay_out_faces
 from compat.neighbors import unit_rows
 

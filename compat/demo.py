@@ -176,7 +176,7 @@ def _photographs(person: Path) -> list[Path]:
 
 
 def _train_backbone(options: DemoOptions, model: str, epochs: int) -> dict[str, Any]:
-    from backbones.training import fit
+    from backbones.training.fit import fit
 
     training = options.training(
         NETWORKS[model],

@@ -1,22 +1,54 @@
-"""Embed a folder of items: `python -m compat.extract --backbone iresnet18 --weights W --data DIR --out STORE`.
+"""Embed a set of items: `python -m compat.extract --backbone iresnet18 --weights W --data DIR --out STORE`.
 
-DIR holds one folder per identity. An interrupted extraction goes on when the same command is run again.
+DIR holds one folder per identity; sets of other forms and texts work too. An interrupted extraction goes on when the
+same command is run again.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stores.command_line import progress, run_command
 
 if TYPE_CHECKING:
-    from backbones.backbone import Backbone
-    from backbones.images import ImageItem
+    import numpy as np
+    import polars as pl
+
+    from backbones.datasets.items import Items
+    from backbones.encoders.encoder import Backbone
     from stores.store import EmbeddingStore
 
 SECONDS_PER_COMMIT = 30.0
+ADABN_IMAGES = 1000
+SAMPLE_ITEMS = 64  # that the precision is judged by; fixed, so that it does not depend on how the work is cut up
+LONGEST_LIST = 16  # of the model card's that provenance repeats
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOptions:
+    """How images become the input of an ONNX file; what is left out is in the file's metadata. Part of its space.
+
+    Attributes:
+        size: Side of the input, in pixels.
+        mean: Subtracted, in pixel values 0 to 255: one number, or three as [r,g,b].
+        std: Divided by, in pixel values: one number, or three.
+        colour_order: Of the channels.
+    """
+
+    size: int | None = None
+    mean: float | tuple[float, float, float] | None = None
+    std: float | tuple[float, float, float] | None = None
+    colour_order: Literal["RGB", "BGR"] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as fields of `backbones.encoders.preprocessing.Preprocessing`."""
+        values: dict[str, Any] = {"size": self.size, "colour_order": self.colour_order}
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            values[name] = (value,) * 3 if isinstance(value, int | float) else value
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,42 +56,71 @@ class ExtractOptions:
     """What to embed with what.
 
     Attributes:
-        backbone: A built-in network (iresnet18, iresnet34, iresnet50, iresnet100), `onnx:FILE`, or `module:function`
-            returning a `backbones.backbone.Backbone`.
-        data: Folder of items, one folder per identity.
+        backbone: A built-in network (`python -m backbones.list` names them), `onnx:FILE`, or `module:function`
+            returning a `backbones.encoders.encoder.Backbone`; `backbones.encoders.texts:minilm` is one for texts.
+        data: The items. Images: a folder with one folder per identity, a .rec, .tar or .bin file, or a list. Texts: a
+            .txt file, one text a line; a CSV, NDJSON or Parquet table with columns item_id, text and perhaps label; or
+            a folder of .txt files.
+        root: Folder that the paths of a list of images start from; the list's own by default.
         out: The store; run again to go on with it.
-        weights: model.safetensors that `backbones.train` wrote, for a built-in network.
+        weights: model.safetensors that `backbones.train` wrote, for a built-in network; what a module:function takes.
         space_name: What to call the embedding space; the backbone's name by default.
         views: Embeddings per item: the first of the item as it is, further ones of augmented views of the image. The
             views depend on view_seed and the item's id alone, so two networks see the same ones.
         view_seed: Chooses the augmented views.
-        batch_size: Items embedded together.
+        batch_size: Embeddings made at a time; changes speed and memory only.
         precision: Number format of the network; auto takes the fastest one that keeps the embeddings (cosine to fp32
             of at least 0.999 on the first items).
+        engine: What runs the network; auto takes OpenVINO where it is installed and keeps the embeddings as well.
         flip_average: Average over the image and its mirror image, yes or no; by default as the network was trained for.
+        preprocessing: How images become the input of an ONNX file that does not tell.
+        test_transform: What is done to the images first, to measure robustness: low-light darkens them.
+        adabn: Target images that the network's normalisation is adapted to first (AdaBN); makes a space of its own.
+        adabn_images: How many of them are taken at most, evenly spaced; they need room for temporary files.
         max_bad: Unreadable items that are skipped and listed in the store's provenance; one more is an error.
-        workers: Threads that read and decode.
+        workers: Threads that read and decode while the network runs; changes speed only.
+        dtype: What the store keeps numbers as; float16 takes half the space and keeps three digits.
+        chunk_rows: Rows of the store that are checked and read together; 4096 by default.
+        shard_chunks: Chunks in one file of the store; several make fewer files.
     """
 
     backbone: str
     data: Path
     out: Path
+    root: Path | None = None
     weights: Path | None = None
     space_name: str | None = None
     views: int = 1
     view_seed: int = 0
     batch_size: int = 64
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    engine: Literal["torch", "openvino", "auto"] = "torch"
     flip_average: bool | None = None
+    preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
+    test_transform: Literal["none", "low-light"] = "none"
+    adabn: Path | None = None
+    adabn_images: int = ADABN_IMAGES
     max_bad: int = 10
     workers: int = 2
+    dtype: Literal["float32", "float16"] = "float32"
+    chunk_rows: int | None = None
+    shard_chunks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("views", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("views", "batch_size", "workers", "adabn_images", "chunk_rows", "shard_chunks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
         if self.max_bad < 0:
             raise ValueError(f"max_bad must not be negative, found {self.max_bad}")
+        if self.adabn is None and self.adabn_images != ADABN_IMAGES:
+            raise ValueError(f"adabn_images is {self.adabn_images}, but no images are named by --adabn; name them")
+
+    def layout(self) -> dict[str, Any]:
+        """What of the store's layout is not as `EmbeddingStore.create` has it."""
+        chosen: dict[str, Any] = {} if self.chunk_rows is None else {"chunk_rows": self.chunk_rows}
+        chosen |= {} if self.dtype == "float32" else {"dtype": self.dtype}
+        return chosen | ({} if self.shard_chunks == 1 else {"shard_chunks": self.shard_chunks})
 
 
 @dataclass(frozen=True)
@@ -79,139 +140,130 @@ class ExtractResult:
 
 
 def extract(options: ExtractOptions) -> ExtractResult:
-    """Embed every item of a folder into an `EmbeddingStore`, or go on with an interrupted extraction.
+    """Embed every item of a set into an `EmbeddingStore`, or go on with an interrupted extraction.
 
     Raises:
         FileNotFoundError: If data or weights are missing.
         FileExistsError: If something else is at `out`.
         ValueError: If the backbone is unknown or does not fit its weights, or too many items are unreadable.
+        ImportError: If the backbone or engine needs a package that is not installed.
     """
-    from backbones.backbone import load_backbone
-    from backbones.images import scan_folder
-    from stores.galleries.zarr_store import COMPLETE
+    from backbones.datasets.item_sets import open_items
+    from backbones.encoders.load import load_backbone
+    from stores.commit import COMPLETE
 
     backbone = load_backbone(
         options.backbone,
         weights=options.weights,
         flip_average=options.flip_average,
+        preprocessing=options.preprocessing.given(),
         precision=options.precision,
+        engine=options.engine,
         micro_batch=options.batch_size,
     )
-    items = scan_folder(options.data, backbone.suffixes)
-    with _open_or_create(options, backbone, items) as store:
+    items = open_items(options.data, backbone.suffixes, options.root)
+    backbone.require_reads(items)
+    adapted = None if options.adabn is None else _adapted(options, options.adabn, backbone)
+    with _open_or_create(options, backbone, items, adapted) as store:
         before = len(store)
         if not store.provenance[COMPLETE]:
             _embed(options, backbone, items, store)
-        skipped = tuple(entry["item_id"] for entry in store.provenance["skipped"])
+        skipped = tuple(str(entry["item_id"]) for entry in store.provenance["skipped"])
         return ExtractResult(options.out, len(store), before, skipped, str(store.space))
 
 
-def _open_or_create(options: ExtractOptions, backbone: "Backbone", items: "list[ImageItem]") -> "EmbeddingStore":
-    import hashlib
+def _adapted(options: ExtractOptions, data: Path, backbone: "Backbone") -> dict[str, Any]:
+    from compat.extraction.adaptation import adapt
 
-    from stores.galleries.zarr_store import COMPLETE
+    return adapt(backbone, data, images=options.adabn_images, workers=options.workers, max_bad=options.max_bad)
+
+
+def _open_or_create(
+    options: ExtractOptions, backbone: "Backbone", items: "Items", adapted: dict[str, Any] | None
+) -> "EmbeddingStore":
+    from compat.extraction.resumption import open_or_create
     from stores.space import EmbeddingSpace
-    from stores.store import EmbeddingStore
 
     space = EmbeddingSpace(options.space_name or backbone.name, backbone.fingerprint, backbone.dim, backbone.normalized)
-    listing = "\n".join(f"{item.item_id} {item.path.stat().st_size}" for item in items)
+    # Only what decides the vectors and where they lie: a run that goes on may have another batch size or more workers.
     extraction = {
         "backbone": options.backbone,
         "fingerprint": backbone.fingerprint,
-        "items": len(items),
-        "items_sha256": hashlib.sha256(listing.encode()).hexdigest(),  # names and sizes: changed files are noticed
+        "items": items.count,
+        "items_sha256": items.digest,  # names, sizes, labels, contents of texts: changed data are noticed
         "views": options.views,
         "view_seed": options.view_seed,
-        "batch_size": options.batch_size,
         "precision": options.precision,
+        "engine": options.engine,
+        "adabn": adapted,
+        "test_transform": options.test_transform,
+        "layout": options.layout(),
+        "model_card": None if backbone.card is None else _without_long_lists(dict(backbone.card)),
     }
-    if not (options.out / "store.json").exists():
-        provenance = {"extraction": extraction, COMPLETE: False, "items_done": 0, "skipped": []}
-        return EmbeddingStore.create(options.out, space, provenance=provenance)
-    store = EmbeddingStore.open(options.out)
-    found = store.provenance.get("extraction")
-    if found != extraction:
-        odd = [name for name in extraction if not isinstance(found, dict) or found.get(name) != extraction[name]]
-        raise FileExistsError(
-            f"{options.out} holds another extraction (it differs in {', '.join(odd)}); name another --out or remove it"
-        )
-    return store
+    return open_or_create(options.out, space, extraction, options.layout())
 
 
-def _embed(options: ExtractOptions, backbone: "Backbone", items: "list[ImageItem]", store: "EmbeddingStore") -> None:
+def _without_long_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_long_lists(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_long_lists(each) for each in value] if len(value) <= LONGEST_LIST else {"count": len(value)}
+    return value
+
+
+def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store: "EmbeddingStore") -> None:
     import time
+    from itertools import islice
 
-    import polars as pl
-
-    from stores.galleries.zarr_store import COMPLETE
+    from backbones.datasets.reading import read_ahead
+    from compat.extraction.adaptation import require_few_bad
+    from compat.extraction.views import item_rows, require_images, transformed, view_reader
+    from stores.commit import COMPLETE
 
     provenance = store.provenance
     # The guard's choice of precision must not depend on where an interrupted run went on: always the first items.
-    sample = [content for _, content, _ in _read(backbone, items[: options.batch_size], options) if content is not None]
+    first = islice(items.since(0), SAMPLE_ITEMS)
+    read = read_ahead(first, backbone.read_item, batch_size=SAMPLE_ITEMS, workers=options.workers)
+    sample = [reading.content for readings in read for reading in readings if reading.content is not None]
+    if options.views > 1:
+        require_images(sample, f"--views {options.views}")
+    if options.test_transform != "none":
+        require_images(sample, f"--test-transform {options.test_transform}")
+    sample = [transformed(content, options.test_transform) for content in sample]
     provenance["inference"] = backbone.prepare(sample) if sample else {}
     per_batch = max(1, options.batch_size // options.views)
-    starts = range(provenance["items_done"], len(items), per_batch)
+    done = provenance["items_done"]
+    read_views = view_reader(backbone, views=options.views, seed=options.view_seed, transform=options.test_transform)
+    batches = read_ahead(items.since(done), read_views, batch_size=per_batch, workers=options.workers)
     last_commit = time.monotonic()
-    for start in progress(starts, f"embedding {options.data}"):
-        contents, rows = [], []
-        for item, content, reason in _read(backbone, items[start : start + per_batch], options):
-            if content is None:
-                provenance["skipped"].append({"item_id": item.item_id, "reason": reason})
-                continue
-            for view in range(options.views):
-                contents.append(_view(content, item, view, options))
-                name = f"{item.item_id}#view{view}" if view else item.item_id
-                rows.append({"item_id": name, "label": item.label, "source_item": item.item_id, "view": view})
-        if len(provenance["skipped"]) > options.max_bad:
-            first = provenance["skipped"][0]
-            raise ValueError(
-                f"{len(provenance['skipped'])} items are unreadable, --max-bad allows {options.max_bad}; "
-                f"the first is {first['item_id']}: {first['reason']}"
-            )
-        if rows:
-            store.append(pl.DataFrame(rows), backbone.embed(contents))
-        provenance["items_done"] = min(start + per_batch, len(items))
+    for readings in progress(batches, f"embedding {options.data}", total=-(-(items.count - done) // per_batch)):
+        bad = [reading for reading in readings if reading.content is None]
+        provenance["skipped"] += [{"item_id": each.item.item_id, "reason": each.reason} for each in bad]
+        require_few_bad({entry["item_id"]: entry["reason"] for entry in provenance["skipped"]}, options.max_bad)
+        contents = [view for reading in readings if reading.content is not None for view in reading.content]
+        if contents:
+            _append(store, item_rows(readings, items), backbone.embed(contents), options.data)
+        provenance["items_done"] += len(readings)
         if time.monotonic() - last_commit > SECONDS_PER_COMMIT:
             store.commit(provenance)
             last_commit = time.monotonic()
-    if provenance["items_done"] and not len(items) > len(provenance["skipped"]):
-        first = provenance["skipped"][0]
+    if provenance["items_done"] != items.count:
+        raise ValueError(f"{options.data} changed while it was read; run the same command again with another --out")
+    if items.count and items.count == len(provenance["skipped"]):
+        entry = provenance["skipped"][0]
         raise ValueError(
-            f"none of the {len(items)} items is readable; the first is {first['item_id']}: {first['reason']}"
+            f"none of the {items.count} items is readable; the first is {entry['item_id']}: {entry['reason']}"
         )
     store.commit({**provenance, COMPLETE: True})
 
 
-def _read(
-    backbone: "Backbone", items: "list[ImageItem]", options: ExtractOptions
-) -> "Iterator[tuple[ImageItem, Any, str]]":
-    """Each item with its content, or with None and the reason why it cannot be read."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    def read(item: "ImageItem") -> tuple[Any, str]:
-        try:
-            return backbone.read(item.path), ""
-        except (ValueError, OSError) as error:
-            return None, str(error)
-
-    with ThreadPoolExecutor(options.workers) as pool:
-        for item, (content, reason) in zip(items, pool.map(read, items), strict=True):
-            yield item, content, reason
-
-
-def _view(content: Any, item: "ImageItem", view: int, options: ExtractOptions) -> Any:
-    if view == 0:
-        return content
-    import numpy as np
-
-    from backbones.augment import augmented_view
-    from backbones.options import AugmentOptions
-
-    if not (isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3):
-        raise ValueError(
-            f"--views {options.views} needs a backbone that reads images; this one does not: use --views 1"
-        )
-    return augmented_view(content, item_id=item.item_id, view=view, seed=options.view_seed, options=AugmentOptions())
+def _append(store: "EmbeddingStore", rows: "pl.DataFrame", vectors: "np.ndarray", data: Path) -> None:
+    try:
+        store.append(rows, vectors)
+    except ValueError as error:
+        if not str(error).startswith("item_id must be unique"):
+            raise
+        raise ValueError(f"{data} names items twice: {error}; give each an id of its own") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stores.chunks import DamagedStore
-from stores.commit import COMMIT_FILE, Commit
+from stores.commit import COMMIT_FILE, COMPLETE, Commit
 from stores.durable import StoreLocked
-from stores.galleries.zarr_store import COMPLETE
 from stores.item_parts import read_part
 from stores.store import EmbeddingStore
 from stores.summaries import LabelHistogram, Norms, NormSummary, label_histogram

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from backbones.checkpoint import (
     replace_file,
     save_model,
     save_training_state,
+    tensor_digest,
 )
 
 
@@ -122,9 +124,26 @@ def test_a_model_and_its_card_come_back(tmp_path: Path) -> None:
     weights = save_model(tmp_path / "model", network, {"arch": "small"})
     load_weights(weights, other)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
-    assert load_card(tmp_path / "model") == {"format_version": 1, "arch": "small"}
+    digest = tensor_digest(network.state_dict())
+    assert load_card(tmp_path / "model") == {"format_version": 2, "arch": "small", "weights_sha256": digest}
     assert weights.stat().st_mode & 0o444 == (tmp_path / "model" / "card.json").stat().st_mode & 0o444
     assert sorted(path.name for path in weights.parent.iterdir()) == ["card.json", "model.safetensors"]
+
+
+def test_a_head_comes_back_and_does_not_outlive_its_network(tmp_path: Path) -> None:
+    head, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_model(tmp_path, nn.Linear(1, 1), {}, head=head)
+    load_weights(tmp_path / "head.safetensors", other)
+    assert torch.equal(head.weight, other.weight)
+    save_model(tmp_path, nn.Linear(1, 1), {})
+    assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_cards_of_the_first_format_are_read(tmp_path: Path) -> None:
+    card = {"format_version": 1, "arch": "small"}
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "card.json").write_text(json.dumps(card | {"sha256": digest}))
+    assert load_card(tmp_path) == card
 
 
 def test_cards_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -139,7 +158,7 @@ def test_cards_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged or was edited"):
         load_card(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps({"format_version": 99}))
-    with pytest.raises(ValueError, match="format version 99, expected 1"):
+    with pytest.raises(ValueError, match="format version 99, expected 1 to 2"):
         load_card(tmp_path)
 
 

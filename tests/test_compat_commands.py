@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from PIL import Image
 from planted import ROOT, environment, plant, run, write_store
 
 from backbones.checkpoint import save_model
-from backbones.iresnet import ARCHITECTURES, IResNet
-from backbones.preprocessing import Preprocessing
+from backbones.encoders.preprocessing import Preprocessing
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
 from compat.extract import ExtractOptions, extract
 from compat.options import FitOptions
 from compat.pairs import join_pairs
@@ -35,7 +36,7 @@ EXTRACT = """
 import sys
 from functools import partial
 import compat.extract
-from backbones.iresnet import ARCHITECTURES, IResNet
+from backbones.networks.iresnet import ARCHITECTURES, IResNet
 ARCHITECTURES["tiny"] = partial(IResNet, (1, 1, 1, 1), channels=(8, 8, 8, 8))
 compat.extract.SECONDS_PER_COMMIT = 0.0
 sys.exit(compat.extract.main())
@@ -391,7 +392,7 @@ def test_images_become_a_store_that_names_its_space(faces, model, tmp_path, here
     assert store.space.fingerprint == store.provenance["extraction"]["fingerprint"]
     assert store.provenance["complete"] is True
     assert store.provenance["inference"]["minimum_cosine"] >= 0.999
-    from backbones.backbone import load_image_backbone
+    from backbones.encoders.images import load_image_backbone
 
     backbone = load_image_backbone("tiny", model)
     expected = backbone.embed([backbone.read(faces / name) for name in names])
@@ -399,8 +400,12 @@ def test_images_become_a_store_that_names_its_space(faces, model, tmp_path, here
     assert (cosines / np.linalg.norm(store.rows(0, 48), axis=1)).min() > 0.998
     again = extract(ExtractOptions(backbone="tiny", weights=model, data=faces, out=tmp_path / "store", batch_size=7))
     assert (again.rows, again.rows_before) == (48, 48)
-    with pytest.raises(FileExistsError, match=r"holds another extraction \(it differs in views, batch_size\)"):
-        extract(ExtractOptions(backbone="tiny", weights=model, data=faces, out=tmp_path / "store", views=2))
+    with pytest.raises(FileExistsError, match=r"holds another extraction \(it differs in views, precision\)"):
+        extract(
+            ExtractOptions(
+                backbone="tiny", weights=model, data=faces, out=tmp_path / "store", views=2, precision="fp32"
+            )
+        )
 
 
 def files(folder):
@@ -449,11 +454,86 @@ def test_unreadable_items_are_skipped_and_listed_up_to_the_limit(faces, model, t
     assert all("cannot read image" in entry["reason"] for entry in skipped)
 
 
+def test_neither_batches_nor_workers_change_a_byte(faces, model, tmp_path, here):
+    words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--views", 2)
+    for name, batch_size, workers in (("a", 64, 2), ("b", 7, 1), ("c", 3, 3)):
+        ran = here("extract", *words, "--out", tmp_path / name, "--batch-size", batch_size, "--workers", workers)
+        assert ran.returncode == 0, ran.stderr
+    assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
+
+
+def test_adapted_norms_make_a_space_of_their_own(faces, model, tmp_path, here):
+    target = tmp_path / "target" / "x"
+    target.mkdir(parents=True)
+    for number in range(5):
+        dark = np.asarray(Image.open(faces / "p0" / f"{number}.png")) // 3
+        Image.fromarray(dark).save(target / f"{number}.png")
+    (target / "torn.png").write_bytes(b"no image")
+    words = ("--backbone", "tiny", "--weights", model, "--data", faces)
+    here("extract", *words, "--out", tmp_path / "plain")
+    for name in ("one", "two"):
+        ran = here("extract", *words, "--out", tmp_path / name, "--adabn", target.parent)
+        assert ran.returncode == 0, ran.stderr
+    plain, one = EmbeddingStore.open(tmp_path / "plain"), EmbeddingStore.open(tmp_path / "one")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert plain.space != one.space
+    assert not np.allclose(plain.rows(0, 48), one.rows(0, 48), atol=0.1)
+    facts = one.provenance["extraction"]["adabn"]
+    assert (facts["images"], facts["items"], facts["skipped"]) == (10, 6, 1)  # mirror images too
+    refused = here("extract", *words, "--out", tmp_path / "plain", "--adabn", target.parent)
+    one_line(refused, r"holds another extraction \(it differs in fingerprint, adabn\)")
+
+
+def test_the_images_to_adapt_to_are_capped_and_their_disk_is_checked(faces, model, tmp_path, here, monkeypatch):
+    from compat.extraction import adaptation
+
+    words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--adabn", faces)
+    assert here("extract", *words, "--out", tmp_path / "few", "--adabn-images", 5).returncode == 0
+    facts = EmbeddingStore.open(tmp_path / "few").provenance["extraction"]["adabn"]
+    assert (facts["images"], facts["items"]) == (10, 5)
+    monkeypatch.setattr(adaptation, "MOST_UNSAID", 0)
+    told = here("extract", *words, "--out", tmp_path / "told", "--adabn-images", 5)
+    assert re.match(r"note: adapting to 5 of 48 images takes up to \d.\d GB of temporary files\n", told.stderr)
+    monkeypatch.setattr(adaptation, "MOST_UNSAID", 10**9)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    refused = here("extract", *words, "--out", tmp_path / "full")
+    one_line(refused, r"adapting the norms takes .* GB in .*; take fewer images \(--adabn-images\)")
+    assert not (tmp_path / "full").exists()
+
+
+def test_provenance_tells_of_the_training(faces, tmp_path, model, here):
+    network = ARCHITECTURES["tiny"](embedding_dim=6, input_size=16)
+    card = json.loads((model.parent / "card.json").read_text())
+    del card["sha256"]
+    card |= {"metrics": {"loss": {"value": 0.5, "unit": "nats per image"}}, "identities": [f"p{n}" for n in range(40)]}
+    weights = save_model(tmp_path / "model", network, card)
+    words = ("--backbone", "tiny", "--weights", weights, "--data", faces, "--precision", "fp32")
+    assert here("extract", *words, "--out", tmp_path / "store").returncode == 0
+    found = EmbeddingStore.open(tmp_path / "store").provenance["extraction"]["model_card"]
+    assert found["metrics"] == card["metrics"]
+    assert found["arch"] == "tiny"
+    assert found["identities"] == {"count": 40}
+
+
+def test_images_in_a_tar_are_the_same_items(faces, model, tmp_path, here):
+    import tarfile
+
+    with tarfile.open(tmp_path / "faces.tar", "w") as tar:
+        for path in sorted(faces.rglob("*.png")):
+            tar.add(path, path.relative_to(faces))
+    for name, data in (("folder", faces), ("tar", tmp_path / "faces.tar")):
+        ran = here("extract", "--backbone", "tiny", "--weights", model, "--data", data, "--out", tmp_path / name)
+        assert ran.returncode == 0, ran.stderr
+    folder, tar = EmbeddingStore.open(tmp_path / "folder"), EmbeddingStore.open(tmp_path / "tar")
+    assert folder.items.equals(tar.items)
+    np.testing.assert_array_equal(folder.rows(0, 48), tar.rows(0, 48))
+
+
 ENCODERS = '''
 import hashlib
 import numpy as np
-from backbones.backbone import Backbone
-from backbones.images import IMAGE_SUFFIXES, read_image
+from backbones.encoders.encoder import Backbone
+from backbones.datasets.decoding import IMAGE_SUFFIXES, read_image
 
 
 class Words(Backbone):
@@ -465,6 +545,11 @@ class Words(Backbone):
     def embed(self, items):
         rows = [[int(hashlib.md5(w.encode()).hexdigest(), 16) % 16 for w in words] for words in items]
         return np.array([np.bincount(row, minlength=16) for row in rows], dtype=np.float32)
+
+
+class Lines(Words):
+    def decode(self, content):
+        return content.decode().split()
 
 
 class Mosaic(Backbone):
@@ -485,6 +570,10 @@ class Mosaic(Backbone):
 
 def words():
     return Words()
+
+
+def lines():
+    return Lines()
 
 
 def small():
@@ -518,6 +607,18 @@ def test_text_through_an_encoder_of_ones_own(encoders):
     assert store.rows(0, 3).max(axis=1)[1] == 2
     with pytest.raises(ValueError, match="--views 2 needs a backbone that reads images"):
         extract(ExtractOptions(backbone="encoders:words", data=Path("texts"), out=Path("views"), views=2))
+
+
+def test_texts_of_a_table_through_an_encoder_of_ones_own(encoders, here):
+    Path("texts.csv").write_text("item_id,label,text\n5,x,red red\n2,,\n9,,blue\n")
+    ran = here("extract", "--backbone", "encoders:lines", "--data", "texts.csv", "--out", "store", "--batch-size", 1)
+    assert ran.stdout == "2 embeddings of words abababab (16-D) in store, 1 unreadable items skipped\n"
+    store = EmbeddingStore.open("store")
+    assert store.items.select("item_id", "label").rows() == [(5, "x"), (9, None)]
+    assert store.rows(0, 2).sum(axis=1).tolist() == [2, 1]
+    assert store.provenance["skipped"] == [{"item_id": 2, "reason": "item 2 has no text"}]
+    refused = here("extract", "--backbone", "encoders:words", "--data", "texts.csv", "--out", "other")
+    one_line(refused, "words reads files only, and these items are parts of a file; give Words a method decode")
 
 
 def test_two_networks_of_different_input_size_see_the_same_views(encoders, faces):

@@ -14,14 +14,16 @@ from store_faults import CONTEXT, bytes_by_name, extract, folder_in_memory, kill
 
 from stores.store import EmbeddingStore
 
-CONTEXT.set_forkserver_preload(["stores.store", "zarr", "compat.extract", "backbones.backbone", "stores.galleries"])
+CONTEXT.set_forkserver_preload(
+    ["stores.store", "zarr", "compat.extract", "backbones.encoders.encoder", "stores.galleries"]
+)
 
 PEOPLE, TEXTS, DIM = 6, 10, 16
 BAD = ("p01/3.txt", "p04/9.txt")
 ENCODER = '''
 import hashlib
 import numpy as np
-from backbones.backbone import Backbone
+from backbones.encoders.encoder import Backbone
 
 
 class Digests(Backbone):

@@ -1,15 +1,19 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from backbones.inference import fastest_faithful, fold_batchnorm
-from backbones.iresnet import IResNet, ResidualUnit
+from backbones.encoders.inference import fastest_faithful, fold_batchnorm, multiplies_bf16
+from backbones.networks.iresnet import IResNet, ResidualUnit
 
 
-def seasoned_network() -> IResNet:
+def seasoned_network(*, squeeze: bool = False) -> IResNet:
     """Random statistics everywhere: fresh norms are the identity and would hide a wrong fold."""
     torch.manual_seed(0)
-    network = IResNet((2, 1, 1, 1), channels=(8, 8, 16, 16), embedding_dim=12, input_size=20).eval()
+    network = IResNet(
+        (2, 1, 1, 1), channels=(8, 8, 16, 16), embedding_dim=12, input_size=20, squeeze_excitation=squeeze
+    ).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -35,8 +39,9 @@ class Delicate(nn.Module):
         return self.layers(images)
 
 
-def test_folding_changes_nothing_also_along_the_border() -> None:
-    network = seasoned_network().double()
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_folding_changes_nothing_also_along_the_border(squeeze: bool) -> None:
+    network = seasoned_network(squeeze=squeeze).double()
     images = torch.randn(3, 3, 20, 20, dtype=torch.float64)
     with torch.inference_mode():
         torch.testing.assert_close(fold_batchnorm(network)(images), network(images), rtol=1e-9, atol=1e-9)
@@ -72,7 +77,7 @@ def test_guard_falls_back_to_float32_and_then_to_the_network_itself() -> None:
     assert facts["precision"] == "fp32-folded"
     engine, facts = fastest_faithful(delicate, images, minimum_cosine=1.1, precision="bf16")
     assert engine is delicate
-    assert facts == {"precision": "fp32", "minimum_cosine": 1.0}
+    assert facts == {"engine": "torch", "precision": "fp32", "minimum_cosine": 1.0}
 
 
 def test_fp32_leaves_bf16_out() -> None:
@@ -87,3 +92,48 @@ def test_unusable_weights_and_an_empty_sample_are_refused() -> None:
     network.head.projection.weight.data.fill_(float("nan"))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="not finite"):
         fastest_faithful(network, torch.randn(2, 3, 20, 20))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_openvino_gives_the_same_embeddings(precision: str) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    network = seasoned_network()
+    images = torch.randn(4, 3, 20, 20)
+    engine, facts = fastest_faithful(
+        network,
+        images,
+        0.99,
+        precision=precision,  # pyright: ignore[reportArgumentType]
+        engine="openvino",
+    )
+    assert facts["engine"] == "openvino"
+    native = multiplies_bf16(torch.device("cpu"))
+    assert facts["precision"] == ("openvino-bf16" if precision == "bf16" else "openvino-fp32")
+    others = torch.randn(4, 3, 20, 20)
+    first = engine(images)
+    with torch.inference_mode():
+        for given in (others, images):
+            lowest = torch.cosine_similarity(engine(given), network(given)).min()
+            assert lowest > (0.98 if precision == "bf16" and native else 0.99999)
+    assert torch.equal(engine(images), first)
+    engine(others)
+    assert torch.equal(engine(images), first)  # an output handed out is not overwritten by the next
+
+
+def test_openvino_is_guarded_like_the_others() -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    delicate = Delicate().eval()
+    images = 1.0 + 1e-3 * torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    engine, facts = fastest_faithful(delicate, images, minimum_cosine=1.1, precision="bf16", engine="openvino")
+    assert engine is delicate
+    assert facts["engine"] == "torch"
+
+
+def test_without_openvino_auto_takes_torch_and_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    images = torch.randn(2, 3, 20, 20)
+    assert fastest_faithful(seasoned_network(), images, engine="auto")[1]["engine"] == "torch"
+    with pytest.raises(
+        ImportError, match=r"openvino is not installed; run `pip install 'embedding-compat\[openvino\]'`"
+    ):
+        fastest_faithful(seasoned_network(), images, engine="openvino")

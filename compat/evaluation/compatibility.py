@@ -19,7 +19,7 @@ from compat.options import AnalysisOptions, VerdictLimits
 from compat.transformers.artefact import Transformer
 from compat.transformers.hubness import item_hashes
 from compat.transformers.serving import is_lifted
-from stores.galleries.zarr_store import COMPLETE
+from stores.commit import COMPLETE
 from stores.store import EmbeddingStore
 
 MOVED = 0.01

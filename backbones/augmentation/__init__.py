@@ -1,0 +1,1 @@
+"""Random variation of images."""

@@ -1,0 +1,1 @@
+"""What a training minimises: classification heads and the terms beside them."""

@@ -1,0 +1,1 @@
+"""Networks: how they are built, what they cost, how they spare memory."""
