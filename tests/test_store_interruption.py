@@ -158,7 +158,7 @@ def test_killed_again_and_again_it_ends_as_if_never_interrupted(tmp_path, plan, 
         takes *= 0.8
         stores += 1
     print(f"append, {plan}: {kills} kills, {stores} stores finished, found at {len(set(lengths))} lengths")
-    assert len(set(lengths)) > min(count // 10, 5), lengths
+    assert count < 50 or len(set(lengths)) > 5, lengths  # many kills fell at different moments
 
 
 def rows_so_far(path, items, vectors):
@@ -245,7 +245,7 @@ def test_forgetting_killed_again_and_again_is_never_half_done(tmp_path, layout, 
         stores, takes = stores + 1, takes * 0.8
         path, done = copied(template, tmp_path / "store"), 0
     print(f"forget and compact, {layout}: {kills} kills, found after {len(found)} different numbers of batches")
-    assert len(found) >= min(count // 8, 2)  # kills fell at different moments
+    assert count < 50 or len(found) > 1  # many kills fell at different moments
 
 
 # ------------------------------------------------------------------------------------------------- power cuts
