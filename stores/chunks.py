@@ -255,7 +255,8 @@ class VectorChunks:
         """Whether the last file holds rows that no commit names, in its last chunk or in further ones."""
         layout = self.layout
         chunk, rest = divmod(self._rows, layout.chunk_rows)
-        further = self._file(file).size > layout.file_bytes(-(-self._rows % layout.file_rows // -layout.chunk_rows))
+        committed = -(-(self._rows % layout.file_rows) // layout.chunk_rows)
+        further = self._file(file).size > layout.file_bytes(committed)
         return further or bool(rest and self.block(chunk)[rest:].any())
 
     def missing(self, rows: int) -> list[Path]:

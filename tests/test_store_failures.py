@@ -127,6 +127,20 @@ def test_rows_that_nobody_committed_do_not_stay_in_the_last_file(tmp_path):
         assert_holds(path, range(10))
 
 
+def test_a_shard_keeps_no_whole_chunk_that_nobody_committed(tmp_path, monkeypatch):
+    with filled(tmp_path / "store", 4, chunk_rows=4, shard_chunks=3) as store:
+        store.append(*rows(4, 8))
+        monkeypatch.setattr(Commit, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            store.commit()
+    monkeypatch.undo()
+    with EmbeddingStore.open(tmp_path / "store") as store:
+        store.compact()
+    content = b"".join(file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file())
+    assert not any(vector.tobytes() in content for vector in rows(4, 8)[1])
+    assert_holds(tmp_path / "store", range(4))
+
+
 def test_a_writer_whose_lock_was_removed_writes_nothing(tmp_path):
     with filled(tmp_path / "store", 10) as store:
         store.append(*rows(10, 11))
