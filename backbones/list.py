@@ -107,23 +107,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _flagged(argv: Sequence[str]) -> list[str]:
-    """`--json` with no word of its own as `--json=yes`."""
-    following = [*argv, ""][1:]
-    return [
-        "--json=yes" if word == "--json" and after not in {"yes", "no"} else word
-        for word, after in zip(argv, following, strict=True)
-    ]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return run_command(
         ListOptions,
         list_networks,
-        _flagged(sys.argv[1:] if argv is None else argv),
+        argv,
         prog="python -m backbones.list",
         description=str(__doc__),
+        switches=["json"],
     )
 
 

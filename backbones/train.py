@@ -26,18 +26,14 @@ def train(options: TrainOptions, *, on_epoch: Callable[[dict[str, Any]], object]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    given = _flagged(sys.argv[1:] if argv is None else argv)
-    return run_command(TrainOptions, _train_and_tell, given, prog="python -m backbones.train", description=str(__doc__))
-
-
-def _flagged(argv: Sequence[str]) -> list[str]:
-    """`--anchors`, or another yes-or-no option, with no word of its own as `--anchors=yes`."""
-    flags = {f"--{field.name}" for field in fields(TrainOptions) if field.type is bool}
-    following = [*argv, "--"][1:]
-    return [
-        f"{word}=yes" if word.replace("-", "_").replace("__", "--", 1) in flags and after.startswith("--") else word
-        for word, after in zip(argv, following, strict=True)
-    ]
+    return run_command(
+        TrainOptions,
+        _train_and_tell,
+        argv,
+        prog="python -m backbones.train",
+        description=str(__doc__),
+        switches=[field.name for field in fields(TrainOptions) if field.type is bool],
+    )
 
 
 def _train_and_tell(options: TrainOptions) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 Options = TypeVar("Options")
 Item = TypeVar("Item")
 
+_YES_OR_NO = {"yes", "no", "true", "false"}
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -29,6 +30,7 @@ def run_command(
     *,
     prog: str,
     description: str,
+    switches: Collection[str] = (),
 ) -> int:
     """Fill `options_class` from the command line, call `function` with it and return the process's exit code.
 
@@ -44,6 +46,7 @@ def run_command(
         argv: arguments without the program's name; None reads `sys.argv`.
         prog: how the command is called, for `--help`.
         description: first lines of `--help`.
+        switches: fields that take yes or no and may stand alone, for yes (`--json`).
 
     Returns:
         0 when done, 2 for a mistake in the options or the data, 130 when interrupted.
@@ -51,7 +54,8 @@ def run_command(
     # Before torch, numpy and faiss load their OpenMP: threads that spin while they wait starve every other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        function(_parse(options_class, argv, prog=prog, description=description))
+        given = _with_values(sys.argv[1:] if argv is None else argv, switches)
+        function(_parse(options_class, given, prog=prog, description=description))
     except SystemExit as finished:  # --help and --print_config end this way
         return finished.code if isinstance(finished.code, int) else USER_MISTAKE
     except KeyboardInterrupt:
@@ -64,15 +68,25 @@ def run_command(
     return 0
 
 
-def _parse(options_class: type[Options], argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
+def _parse(options_class: type[Options], argv: Sequence[str], *, prog: str, description: str) -> Options:
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it override it")
     parser.add_class_arguments(options_class, None, as_positional=True)
-    given = [_as_field(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    given = [_as_field(argument) for argument in argv]
     dataclass: Any = options_class  # no type says "a dataclass", so the checker is told nothing
     lists = {f"--{field.name}" for field in fields(dataclass) if "list[" in str(field.type)}
     values = parser.instantiate(parser.parse_args(_gathered(given, lists)))
     return dataclass(**{field.name: values[field.name] for field in fields(dataclass)})  # all but `config`
+
+
+def _with_values(argv: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The arguments, `=yes` added to each switch that no word for yes or no follows."""
+    alone = {f"--{name}" for name in switches}
+    following = [*argv, ""][1:]
+    return [
+        f"{word}=yes" if _as_field(word) in alone and after not in _YES_OR_NO else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def _as_field(argument: str) -> str:

@@ -191,23 +191,15 @@ def _size(count: float) -> str:
     return f"{count / 1000**power:.1f} {_UNITS[power - 1]}"
 
 
-def _flagged(argv: Sequence[str]) -> list[str]:
-    """`--json` with no word of its own as `--json=yes`."""
-    following = [*argv, ""][1:]
-    return [
-        "--json=yes" if word == "--json" and after not in {"yes", "no"} else word
-        for word, after in zip(argv, following, strict=True)
-    ]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return run_command(
         InspectOptions,
         inspect,
-        _flagged(sys.argv[1:] if argv is None else argv),
+        argv,
         prog="python -m stores.inspect",
         description=str(__doc__),
+        switches=["json"],
     )
 
 
