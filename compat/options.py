@@ -10,26 +10,32 @@ Pairing = Literal["none", "linear", "sorted", "proximity"]
 Schedule = Literal["full", "pretrain"]
 Inputs = Literal["raw", "centred", "centred_unit"]
 Wanted = Literal["auto", "yes", "no"]
+MixingWeight = Literal["mean", "random"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the two terms that a network learns from.
+    """Weights of the terms that a network learns from.
 
     Attributes:
         cosine_weight: Weight of 1 - cosine, a term between 0 and 2.
         mse_weight: Weight of the squared distance, summed over dimensions. Raw embeddings are long (a norm of 25 is
             common), so a weight near that of the cosine lets this term swamp it.
+        compactness_weight: Weight of 1 - cosine to the mean target of the pair's identity, which draws an identity's
+            mapped embeddings together for the sake of a gallery of means. It needs labels.
     """
 
     cosine_weight: float = 10.0
     mse_weight: float = 0.002
+    compactness_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.cosine_weight < 0 or self.mse_weight < 0 or self.cosine_weight + self.mse_weight == 0:
+        weights = (self.cosine_weight, self.mse_weight, self.compactness_weight)
+        if min(weights) < 0 or self.cosine_weight + self.mse_weight == 0:
             raise ValueError(
-                f"loss weights must not be negative nor all zero, found cosine_weight={self.cosine_weight}, "
-                f"mse_weight={self.mse_weight}"
+                f"loss weights must not be negative, nor cosine_weight and mse_weight both zero, found cosine_weight="
+                f"{self.cosine_weight}, mse_weight={self.mse_weight}, compactness_weight={self.compactness_weight}"
             )
 
 
@@ -43,12 +49,18 @@ class InterpolationOptions:
         rate: Wanted number of synthetic samples for each real one.
         minimum: A `sorted` or `proximity` pair that gives fewer samples is skipped.
         cap: A `sorted` or `proximity` pair gives no more samples than this.
+        weight: Share of each of the two samples in the synthetic one: `mean` half and half, `random` drawn anew for
+            each.
+        approximate_from: From so many identities on, `proximity` finds neighbours with pynndescent (extra
+            `neighbors`), which is quicker there than exact search.
     """
 
     pairing: Pairing = "none"
     rate: float = 0.25
     minimum: int = 20
     cap: int = 30
+    weight: MixingWeight = "mean"
+    approximate_from: int = 90_000
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 10:
@@ -80,6 +92,9 @@ class FitOptions:
         epochs: Most passes of a network over the pairs.
         batch_size: Pairs in a step of a network.
         learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
+        width: Hidden units of residual_mlp; by default as many as the larger dimension, at most 1,024.
+        precision: What a network is trained in: `fp32`, `bf16` (weights stay fp32), or `auto`, bf16 for msresnet where
+            the processor multiplies it.
         folds: The pairs are divided into this many parts, identities kept together; choices are made by
             cross-validation over them, networks stop early by one of them.
         seed: The same seed gives the same transformer on the same machine.
@@ -96,11 +111,14 @@ class FitOptions:
     epochs: int = 30
     batch_size: int = 256
     learning_rate: float = 1e-3
+    width: int | None = None
+    precision: Precision = "auto"
     folds: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("direction", Direction), ("schedule", Schedule), ("inputs", Inputs)):
+        choices_of = {"direction": Direction, "schedule": Schedule, "inputs": Inputs, "precision": Precision}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}")
         for name in ("epochs", "batch_size"):
@@ -114,6 +132,8 @@ class FitOptions:
             raise ValueError("auto chooses the strength itself; name a family with --transformer, for example ridge")
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be positive, found {self.strength}")
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width must be at least 1, found {self.width}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, found {self.seed}")
         if not self.learning_rate > 0:

@@ -21,7 +21,7 @@ from compat.training.closed_form import Fitted, as_map, fit_ridge_on
 from compat.training.interpolation import NO_SAMPLES, SyntheticSamples, TrainingRows, plan_synthetic
 from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms, imbalance
 from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, identity_folds
-from compat.transformers import TRANSFORMERS
+from compat.transformers import build_network
 from compat.transformers.linear import LinearMap
 from compat.transformers.residual_mlp import ResidualMLP
 
@@ -157,9 +157,9 @@ class _Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             if options.transformer == "residual_mlp":
-                return ResidualMLP.starting_at(start or self._ridge_start())
+                return ResidualMLP.starting_at(start or self._ridge_start(), options.width)
             source, target = self.real.spaces(options.direction)
-            return TRANSFORMERS[options.transformer](source.dim, target.dim)
+            return build_network(options.transformer, source.dim, target.dim, options.width)
 
     def _ridge_start(self) -> LinearMap:
         direction = self.options.direction

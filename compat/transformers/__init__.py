@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from compat.transformers.linear import IdentityMap, LinearMap
 from compat.transformers.mlp import MLP
 from compat.transformers.msresnet import MSResNet
@@ -23,6 +25,9 @@ TRANSFORMERS = {
 }
 """The network behind each family; each is made from `(source_dim, target_dim)` and maps [n, source] to [n, target]."""
 
+SIZED = ("residual_mlp",)
+"""Families whose networks may have any width; others have none."""
+
 CHOICES = ("auto", *TRANSFORMERS)
 """What may be asked for: a family, or the best of them for the pairs at hand."""
 
@@ -36,3 +41,17 @@ def known_family(family: str, choices: Iterable[str] = TRANSFORMERS) -> str:
     if family not in choices:
         raise ValueError(f"unknown transformer {family!r}; choose one of {', '.join(choices)}")
     return family
+
+
+def build_network(family: str, source_dim: int, target_dim: int, width: int | None = None) -> nn.Module:
+    """A new network of a family, from [n, source_dim] to [n, target_dim]; the usual width where none is given.
+
+    Raises:
+        ValueError: If there is no such family, or a width is given to one that has none.
+    """
+    network = TRANSFORMERS[known_family(family)]
+    if width is None:
+        return network(source_dim, target_dim)
+    if family not in SIZED:
+        raise ValueError(f"{family} has no width; leave it out, or choose one of {', '.join(SIZED)}")
+    return network(source_dim, target_dim, width)

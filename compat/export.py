@@ -1,0 +1,1 @@
+"""Export a transformer: `python -m compat.export --transformer DIR --out FILE`."""

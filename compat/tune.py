@@ -1,0 +1,1 @@
+"""Search the options of training: `python -m compat.tune --old STORE --new STORE --out DIR --trials N`."""
