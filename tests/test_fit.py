@@ -12,7 +12,7 @@ from compat.options import FitOptions, InterpolationOptions, LossWeights
 from compat.pairs import Pairs
 from compat.training import gradient
 from compat.training.fit import CLOSED_FORMS, fit_transformer
-from compat.training.interpolation import TrainingRows
+from compat.training.rows import TrainingRows
 from compat.training.selection import identity_folds
 from compat.transformers import TRANSFORMERS
 

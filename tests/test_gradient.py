@@ -12,7 +12,7 @@ from compat.pairs import Pairs
 from compat.training import gradient
 from compat.training.closed_form import as_map
 from compat.training.gradient import fit_network
-from compat.training.interpolation import TrainingRows
+from compat.training.rows import TrainingRows
 from compat.training.selection import HeldOutRetrieval, identity_folds
 from compat.transformers.linear import LinearMap
 from compat.transformers.residual_mlp import ResidualMLP

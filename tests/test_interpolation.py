@@ -10,7 +10,8 @@ from planted import plant
 
 from compat.options import Direction, InterpolationOptions
 from compat.pairs import Pairs
-from compat.training.interpolation import NO_SAMPLES, TrainingRows, plan_synthetic
+from compat.training.interpolation import NO_SAMPLES, plan_synthetic
+from compat.training.rows import TrainingRows
 
 DIRECTIONS = ("new-to-old", "old-to-new")
 

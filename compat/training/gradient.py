@@ -18,8 +18,9 @@ from backbones.checkpoint import load_training_state, save_training_state, tenso
 from compat.options import Direction, FitOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import Fitted, as_map, fit_ridge_on
-from compat.training.interpolation import NO_SAMPLES, SyntheticSamples, TrainingRows, plan_synthetic
+from compat.training.interpolation import NO_SAMPLES, SyntheticSamples, plan_synthetic
 from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms, imbalance
+from compat.training.rows import TrainingRows
 from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, identity_folds
 from compat.transformers import build_network
 from compat.transformers.linear import LinearMap

@@ -1,7 +1,7 @@
 """Synthetic identities: the samples of two identities averaged one by one, in both spaces at once.
 
-Only which sample goes with which is decided here; `TrainingRows` averages the vectors when a batch is taken, so nothing
-is copied. The mean of two embeddings of the new model is paired with the mean of the same two items' embeddings of the
+Only which sample goes with which is decided here; `compat.training.rows` mixes the vectors when a batch is taken, so
+nothing is copied. The mean of two embeddings of the new model is paired with the mean of the same two items' embeddings of the
 old model, under a new label.
 """
 
@@ -23,9 +23,15 @@ _NEIGHBOURS = 32
 
 @dataclass(frozen=True)
 class SyntheticSamples:
-    """Sample i is the mean of the pairs numbered first[i] and second[i] (int64 [m]) and belongs to identity label[i].
+    """Sample i is share[i] of the pair numbered first[i] and the rest of second[i], and belongs to identity label[i].
 
-    `note` says why there are fewer than were asked for, or is empty.
+    Attributes:
+        first: int64 [m].
+        second: int64 [m].
+        label: int64 [m], numbers that no real identity has.
+        rate: Synthetic samples for each real one.
+        note: Why there are fewer than were asked for, or empty.
+        share: float32 [m] between 0 and 1, or None where all are half and half.
     """
 
     first: np.ndarray
@@ -33,34 +39,13 @@ class SyntheticSamples:
     label: np.ndarray
     rate: float
     note: str = ""
+    share: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.first)
 
 
 NO_SAMPLES = SyntheticSamples(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), 0.0)
-
-
-class TrainingRows:
-    """Real pairs followed by synthetic ones, read by number."""
-
-    def __init__(self, pairs: Pairs, synthetic: SyntheticSamples, direction: Direction) -> None:
-        self._pairs, self._synthetic = pairs, synthetic
-        self._direction: Direction = direction
-
-    def __len__(self) -> int:
-        return len(self._pairs) + len(self._synthetic)
-
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target vectors, float32 [b, d_source] and [b, d_target], of row numbers [b]; real rows first."""
-        real = len(self._pairs)
-        mixed = rows[rows >= real] - real
-        source, target = self._pairs.take(rows[rows < real], self._direction)
-        if not len(mixed):
-            return source, target
-        a = self._pairs.take(self._synthetic.first[mixed], self._direction)
-        b = self._pairs.take(self._synthetic.second[mixed], self._direction)
-        return np.concatenate([source, (a[0] + b[0]) / 2]), np.concatenate([target, (a[1] + b[1]) / 2])
 
 
 def plan_synthetic(pairs: Pairs, options: InterpolationOptions, direction: Direction, *, seed: int) -> SyntheticSamples:
