@@ -13,12 +13,10 @@ from typing import Any
 
 import polars as pl
 
-from stores.durable import sha256_of
 from stores.galleries import arrow, csv_json, csv_table, faiss_index, hdf5, npy, npz, parquet, zarr_array, zarr_store
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
 from stores.space import EmbeddingSpace
-from stores.store import EmbeddingStore
 
 __all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "digest", "locate", "open_source", "open_target"]
 
@@ -105,10 +103,7 @@ def digest(uri: str) -> str:
         ValueError: If the scheme is unknown.
     """
     scheme, location = _locate_source(uri)
-    path = Path(location)
-    if not path.is_dir():
-        return sha256_of(path)
-    return zarr_array.digest(path) if scheme == "zarr+array" else EmbeddingStore.open(path).digest()
+    return GALLERIES[scheme].digest(location)
 
 
 def _locate_source(uri: str) -> tuple[str, str]:

@@ -148,3 +148,12 @@ def readable(path: Path) -> Iterator[None]:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).strip().split("\n")[0]
         raise DamagedStore(f"{path} cannot be read ({reason}); restore it from a copy") from None
+
+
+def digest_of_file(location: str) -> str:
+    """Digest over a gallery's file, hexadecimal; its item table has one of its own in the card.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return sha256_of(Path(location))

@@ -25,7 +25,7 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.durable import write_atomically
-from stores.galleries.card import GalleryCard, items_path, read_items, verified_card, write_items
+from stores.galleries.card import GalleryCard, digest_of_file, items_path, read_items, verified_card, write_items
 from stores.galleries.faiss_codes import DecodedIndex, decode
 from stores.galleries.mapped import MappedSource
 from stores.galleries.spooled import SpooledTarget
@@ -175,6 +175,9 @@ def open_source(location: str) -> MappedSource:
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
     """Begin or go on with an index file; see `SpooledTarget`."""
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[NORM])
+
+
+digest = digest_of_file
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:

@@ -120,6 +120,15 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
     return StoreTarget(Path(location), space, provenance)
 
 
+def digest(location: str) -> str:
+    """Digest over the vectors and ids of the store in the folder `location`, hexadecimal.
+
+    Raises:
+        FileNotFoundError: If there is no store.
+    """
+    return EmbeddingStore.open(location).digest()
+
+
 def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any], layout: VectorLayout) -> None:
     """Make the store of a target with a layout, or find it there with that layout, for `open_target` to go on with.
 
