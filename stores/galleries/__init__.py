@@ -13,12 +13,36 @@ from typing import Any
 
 import polars as pl
 
-from stores.galleries import arrow, csv_json, csv_table, faiss_index, hdf5, npy, npz, parquet, zarr_array, zarr_store
+from stores.galleries import (
+    arrow,
+    csv_json,
+    csv_table,
+    faiss_index,
+    hdf5,
+    lance,
+    npy,
+    npz,
+    parquet,
+    postgres,
+    zarr_array,
+    zarr_store,
+)
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
+from stores.galleries.postgres_location import public_uri
 from stores.space import EmbeddingSpace
 
-__all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "digest", "locate", "open_source", "open_target"]
+__all__ = [
+    "ENDINGS",
+    "GALLERIES",
+    "GallerySource",
+    "GalleryTarget",
+    "digest",
+    "locate",
+    "open_source",
+    "open_target",
+    "redact",
+]
 
 GALLERIES: dict[str, GalleryEngine] = {
     "zarr": zarr_store,
@@ -31,6 +55,8 @@ GALLERIES: dict[str, GalleryEngine] = {
     "csv+json": csv_json,
     "hdf5": hdf5,
     "zarr+array": zarr_array,
+    "postgresql": postgres,
+    "lance": lance,
 }
 """The engines by the scheme of their URIs."""
 
@@ -59,14 +85,20 @@ def locate(uri: str) -> tuple[str, str]:
     """
     named = re.fullmatch(r"([A-Za-z][A-Za-z0-9+]*):(.*)", uri, flags=re.DOTALL)
     scheme, location = named.groups() if named else (ENDINGS.get(PurePath(uri).suffix.lower(), "zarr"), uri)
+    scheme = "postgresql" if scheme == "postgres" else scheme
     if scheme not in GALLERIES:
         raise ValueError(
-            f"unknown kind of gallery {scheme!r} in {uri!r}, expected one of {', '.join(GALLERIES)}; "
+            f"unknown kind of gallery {scheme!r} in {redact(uri)!r}, expected one of {', '.join(GALLERIES)}; "
             "write ./ before a path that contains a colon"
         )
     if not location:
         raise ValueError(f"the gallery {uri!r} names no place; write {scheme}:PATH")
     return scheme, location
+
+
+def redact(uri: str) -> str:
+    """A gallery's URI without the password in it, for messages, provenance and logs; other URIs unchanged."""
+    return public_uri(uri) if re.match(r"[A-Za-z][A-Za-z0-9+]*:([A-Za-z]+:)?//", uri) else uri
 
 
 def open_source(

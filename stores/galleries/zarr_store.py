@@ -158,7 +158,7 @@ def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any
 
 
 def require_same_origin(
-    path: Path,
+    path: Path | str,
     found_space: EmbeddingSpace,
     found: dict[str, Any],
     space: EmbeddingSpace,
@@ -178,6 +178,6 @@ def require_same_origin(
         raise FileExistsError(f"{path} already exists and has another origin ({', '.join(different)} differ); {remedy}")
 
 
-def already_finished(path: Path) -> FileExistsError:
+def already_finished(path: Path | str) -> FileExistsError:
     """The refusal to add rows to a finished gallery."""
     return FileExistsError(f"{path} is finished and takes no more rows; name another target, or remove it")
