@@ -36,8 +36,9 @@ def run_command(
 
     Every field of the dataclass is an option (`--batch-rows` or `--batch_rows`), a nested dataclass gives dotted ones
     (`--augmentation.shift 0.1`), a list takes several words (`--compare A B`), and a `field(kw_only=False)` is given by
-    its place. `--config run.yaml` reads options from a file, and those after it override it. The `Attributes:` section
-    of the dataclass's docstring becomes the text of `--help`.
+    its place; a first one that is a list takes all words before the first option. `--config run.yaml` reads options
+    from a file, and those after it override it. The `Attributes:` section of the dataclass's docstring becomes the text
+    of `--help`.
 
     Args:
         options_class: a `kw_only` dataclass.
@@ -75,6 +76,9 @@ def _parse(options_class: type[Options], argv: Sequence[str], *, prog: str, desc
     given = [_as_field(argument) for argument in argv]
     dataclass: Any = options_class  # no type says "a dataclass", so the checker is told nothing
     lists = {f"--{field.name}" for field in fields(dataclass) if "list[" in str(field.type)}
+    first = [field for field in fields(dataclass) if not field.kw_only][:1]
+    if first and "list[" in str(first[0].type):
+        given = _places_gathered(given)
     values = parser.instantiate(parser.parse_args(_gathered(given, lists)))
     return dataclass(**{field.name: values[field.name] for field in fields(dataclass)})  # all but `config`
 
@@ -114,6 +118,14 @@ def _gathered(arguments: list[str], lists: set[str]) -> list[str]:
         written_out = len(words) == 1 and words[0].startswith("[")
         gathered += [name, words[0] if written_out else json.dumps(words)]
     return gathered
+
+
+def _places_gathered(arguments: list[str]) -> list[str]:
+    """The words before the first option as one list."""
+    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if not count or arguments[0].startswith("["):
+        return arguments
+    return [json.dumps(arguments[:count]), *arguments[count:]]
 
 
 def _complain(message: str) -> int:

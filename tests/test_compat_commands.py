@@ -454,10 +454,10 @@ def test_unreadable_items_are_skipped_and_listed_up_to_the_limit(faces, model, t
     assert all("cannot read image" in entry["reason"] for entry in skipped)
 
 
-def test_neither_batches_nor_workers_change_a_byte(faces, model, tmp_path, here):
+def test_neither_batches_nor_readers_change_a_byte(faces, model, tmp_path, here):
     words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--views", 2)
-    for name, batch_size, workers in (("a", 64, 2), ("b", 7, 1), ("c", 3, 3)):
-        ran = here("extract", *words, "--out", tmp_path / name, "--batch-size", batch_size, "--workers", workers)
+    for name, batch_size, readers in (("a", 64, 2), ("b", 7, 1), ("c", 3, 3)):
+        ran = here("extract", *words, "--out", tmp_path / name, "--batch-size", batch_size, "--readers", readers)
         assert ran.returncode == 0, ran.stderr
     assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from queue import Queue
@@ -133,7 +133,9 @@ def copy_rows(
                     raise Paused
                 if len(read.batch.vectors):
                     vectors = serve(read.batch.vectors, read.batch.items["item_id"], read.first)
-                    pending.append((writer.submit(write, read.batch._replace(vectors=vectors), read.records), read.read))
+                    pending.append(
+                        (writer.submit(write, read.batch._replace(vectors=vectors), read.records), read.read)
+                    )
                     written += len(vectors)
                 if number % BATCHES_PER_COMMIT == 0:
                     pending.append((writer.submit(commit), -1))
@@ -147,9 +149,7 @@ def copy_rows(
     return written
 
 
-def _read(
-    source: GallerySource, start: int, batch_rows: int, record: bool, known: IdSet | None
-) -> Iterator[_Read]:
+def _read(source: GallerySource, start: int, batch_rows: int, record: bool, known: IdSet | None) -> Iterator[_Read]:
     first = start
     for batch in source.scan(batch_rows, start=start):
         stop = first + len(batch.vectors)
@@ -162,39 +162,41 @@ def _read(
         first = stop
 
 
-def ahead(items: Iterable[Item], depth: int = _AHEAD) -> Iterator[Item]:
+class _End(NamedTuple):
+    error: BaseException | None
+
+
+def ahead(items: Iterable[Item], depth: int = _AHEAD) -> Generator[Item, None, None]:
     """The items, made by a thread of its own, a few ahead; what it raises is raised here.
 
     Closing the iterator ends the thread after the item that it is at.
     """
-    ready: Queue[tuple[bool, object]] = Queue(depth)
+    ready: Queue[Item | _End] = Queue(depth)
     ended = threading.Event()
 
     def make() -> None:
         made = iter(items)
+        error = None
         try:
             for item in made:
-                ready.put((True, item))
+                ready.put(item)
                 if ended.is_set():
                     break
-            ready.put((False, None))
-        except BaseException as error:
-            ready.put((False, error))
+        except BaseException as raised:
+            error = raised
         finally:
             close = getattr(made, "close", None)
             if close:
                 close()
+        ready.put(_End(error))
 
     thread = threading.Thread(target=make, name="read", daemon=True)
     thread.start()
     try:
-        while True:
-            more, item = ready.get()
-            if not more:
-                if isinstance(item, BaseException):
-                    raise item
-                return
-            yield item  # type: ignore[misc]
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
     finally:
         ended.set()
         while thread.is_alive():  # it may be waiting for room

@@ -1,7 +1,7 @@
 """What a migration remembers between its steps: a folder with `state.json` and the records of rows that were copied.
 
-Beside a target that is a file or a folder, TARGET.migration; of a target in a database, migrations/DIGEST in the working
-folder. There is no secret in it: URIs stand there without their passwords.
+Beside a target that is a file or a folder, TARGET.migration; of a target in a database, migrations/DIGEST in the
+working folder. There is no secret in it: URIs stand there without their passwords.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class MigrationState:
         source: URI of the old gallery, without a password.
         target: URI of the new one, without a password.
         provenance: What the target says of its origin; the same in every run.
+        space: The target's space, as JSON values.
         hashes: How rows were recorded (`records.hash_scheme`); empty where they were not.
         step: One of `STEPS`: every row was copied once; the copy was checked; a name leads to it.
+        seen: Digest of the source as it was when its rows were last looked at; empty before every row was copied.
         name: What leads to the target; None before the switch.
         before: Where it led before, as the engine names it; None where there was no such name.
     """
@@ -42,8 +44,10 @@ class MigrationState:
     source: str
     target: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
     hashes: str = ""
     step: str = STEPS[0]
+    seen: str = ""
     name: str | None = None
     before: str | None = None
 
@@ -88,6 +92,11 @@ class StateFolder:
         """Records of the rows that the target holds, or may hold, sorted by id."""
         return self.folder / SORTED
 
+    @property
+    def begun(self) -> bool:
+        """Whether it holds a state."""
+        return (self.folder / STATE).is_file()
+
     def read(self) -> MigrationState | None:
         """The state; None where no migration was begun.
 
@@ -95,7 +104,7 @@ class StateFolder:
             ValueError: If it is another migration's, damaged, or of a later version.
         """
         path = self.folder / STATE
-        if not path.is_file():
+        if not self.begun:
             return None
         body = unseal(path, version=FORMAT_VERSION)
         del body["format_version"]
@@ -152,7 +161,7 @@ def state_folder(source: str, target: str, folder: str | Path | None = None) -> 
     """
     scheme, location = locate(target)
     if folder is None:
-        if scheme in _FILES:
+        if scheme in FILE_SCHEMES:
             path = Path(location)
             folder = path.with_name(f"{path.name}.migration")
         else:
@@ -161,7 +170,7 @@ def state_folder(source: str, target: str, folder: str | Path | None = None) -> 
     return StateFolder(Path(folder), source, target)
 
 
-_FILES = {*ENDINGS.values(), "zarr", "csv+json"}
+FILE_SCHEMES = {*ENDINGS.values(), "zarr", "csv+json"}
 """Schemes of galleries that are a file or folder of their own."""
 
 

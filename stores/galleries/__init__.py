@@ -24,6 +24,7 @@ from stores.galleries import (
     npz,
     parquet,
     postgres,
+    qdrant,
     zarr_array,
     zarr_store,
 )
@@ -57,6 +58,7 @@ GALLERIES: dict[str, GalleryEngine] = {
     "zarr+array": zarr_array,
     "postgresql": postgres,
     "lance": lance,
+    "qdrant": qdrant,
 }
 """The engines by the scheme of their URIs."""
 

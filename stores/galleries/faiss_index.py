@@ -180,6 +180,28 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
 digest = digest_of_file
 
 
+def write_some(path: Path, keep: np.ndarray, target: Path) -> Sequence[Path]:
+    """Write the rows of an index of the toolkit's that `keep`, bool [n], marks, byte for byte, and their item table.
+
+    Raises:
+        ValueError: If it is no flat index.
+    """
+    index = read_index(path)
+    if not isinstance(index, FlatIndex):
+        raise ValueError(f"{path} is no flat index, whose rows can be kept as they are; {_REMEDY}")
+    rows = np.flatnonzero(keep)
+    dim = index.vectors.shape[1]
+
+    def parts() -> Iterator[bytes | np.ndarray]:
+        yield _HEADER.pack(b"IxFI", dim, len(rows), _UNUSED, _UNUSED, True, _INNER_PRODUCT)
+        yield _COUNT.pack(len(rows) * dim)
+        for first in range(0, len(rows), _BLOCK_ROWS):
+            yield np.ascontiguousarray(index.vectors[rows[first : first + _BLOCK_ROWS]])
+
+    write_atomically(target, parts())
+    return target, write_items(read_items(path, len(keep)).filter(pl.Series(keep)), target)
+
+
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:
     if store.space.similarity == "inner_product":
         write_atomically(path, _parts(store, lambda vectors: vectors))

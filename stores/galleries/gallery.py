@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
@@ -123,6 +124,24 @@ class LiveEngine(GalleryEngine, Protocol):
         ...
 
 
+@runtime_checkable
+class ErasingEngine(LiveEngine, Protocol):
+    """A live engine that can also see to it that the bytes of rows are gone, which `remove` need not."""
+
+    def erase(self, location: str, item_ids: pl.Series) -> int:
+        """Take rows out as `remove` does, and leave no byte of them, nor of rows removed earlier, in its files."""
+        ...
+
+    def erasing(self, location: str) -> bool:
+        """Whether an `erase` was interrupted: rows that it took out already may be asked for again."""
+        ...
+
+    def residue(self, location: str) -> str | None:
+        """What may hold bytes of erased rows all the same, beyond this engine's reach; None where nothing does."""
+        ...
+
+
+@runtime_checkable
 class PartsEngine(GalleryEngine, Protocol):
     """An engine that many processes write one gallery to, each a part of its rows, in any order and more than once."""
 
@@ -130,8 +149,16 @@ class PartsEngine(GalleryEngine, Protocol):
         """Begin a gallery of so many rows, or go on with it; return the rows of a part (the last may be shorter)."""
         ...
 
+    def hold_parts(self, location: str) -> AbstractContextManager[None]:
+        """Be the one who hands out the parts of a gallery that was begun, for the block.
+
+        Raises:
+            StoreLocked: If somebody else does.
+        """
+        ...
+
     def parts_done(self, location: str) -> set[int]:
-        """Numbers of the parts that are written and outlive an interruption."""
+        """Numbers of the parts that are written and outlive an interruption; all of them of a finished gallery."""
         ...
 
     def write_part(self, location: str, number: int, batch: Batch) -> None:

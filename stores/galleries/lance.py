@@ -20,14 +20,26 @@ from stores.chunks import DamagedStore
 from stores.galleries.batching import of_size
 from stores.galleries.card import row_numbers
 from stores.galleries.gallery import row_ranges
-from stores.galleries.lance_live import discard, erase, erasing, put, remove, serve, served
+from stores.galleries.lance_live import discard, erase, erasing, put, remove, residue, serve, served
 from stores.galleries.lance_location import LanceLocation, open_table, parse_location, reported
 from stores.galleries.lance_table import ITEM_ID, ROW, VECTOR, read_card, require_complete, verify_files
 from stores.galleries.lance_target import HALF_NOTE, LanceTarget
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
-__all__ = ["digest", "discard", "erase", "erasing", "open_source", "open_target", "put", "remove", "serve", "served"]
+__all__ = [
+    "digest",
+    "discard",
+    "erase",
+    "erasing",
+    "open_source",
+    "open_target",
+    "put",
+    "remove",
+    "residue",
+    "serve",
+    "served",
+]
 
 _BLOCK_BYTES = 32 * 2**20  # of vectors that Lance hands over at a time
 

@@ -126,6 +126,13 @@ def erasing(location: str) -> bool:
     return complete_table(parse_location(location))[1].erasing
 
 
+def residue(location: str) -> str | None:
+    """What may still hold the bytes of rows that were erased; see `ErasingEngine`."""
+    if parse_location(location).path is not None:
+        return None
+    return "old versions that the bucket keeps by itself may hold their bytes"
+
+
 def serve(name: str, location: str) -> None:
     """Let the table name `name` (FOLDER/NAME) lead to the table at `location`, by a link; see `LiveEngine`.
 

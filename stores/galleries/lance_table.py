@@ -99,7 +99,9 @@ def read_card(location: LanceLocation, table: Any) -> LanceCard | None:
 
 def update_card(location: LanceLocation, table: Any, card: LanceCard) -> None:
     """Put a card in the place of the one that is there, in one step, the digests of new data files added."""
-    table.update_field_metadata({"path": VECTOR, "metadata": {_CARD: replace(card, files=_digests(location, card)).to_json()}})
+    table.update_field_metadata(
+        {"path": VECTOR, "metadata": {_CARD: replace(card, files=_digests(location, card)).to_json()}}
+    )
 
 
 def _digests(location: LanceLocation, card: LanceCard) -> dict[str, str]:
@@ -159,16 +161,25 @@ def table_schema(space: EmbeddingSpace, items: pl.DataFrame | None, dtype: str, 
     import pyarrow as pa
 
     number = pa.float16() if dtype == "float16" else pa.float32()
-    columns = [] if items is None else list(items.clear().to_arrow().schema)
-    for column in columns if items is not None else ():
-        back = pl.from_arrow(pa.schema([column]).empty_table())
-        if items is not None and back.schema[column.name] != items.schema[column.name]:  # type: ignore[union-attr]
-            raise ValueError(
-                f"item column {column.name!r} of {items.schema[column.name]} would not come back from Lance as it is; "
-                "cast it to text"
-            )
+    columns = [] if items is None else [_arrow_column(items, name) for name in items.columns]
     vector = pa.field(VECTOR, pa.list_(number, space.dim), metadata={_CARD: card.to_json()})
     return pa.schema([pa.field(ROW, pa.int64()), *columns, vector])
+
+
+def _arrow_column(items: pl.DataFrame, name: str) -> Any:
+    import pyarrow as pa
+
+    column = back = None
+    try:
+        column = items.select(name).clear().to_arrow().schema.field(0)
+        back = pl.from_arrow(pa.schema([column]).empty_table())
+    except pa.ArrowException:  # a type that Arrow has not
+        pass
+    if not isinstance(back, pl.DataFrame) or back.schema[name] != items.schema[name]:
+        raise ValueError(
+            f"item column {name!r} of {items.schema[name]} would not come back from Lance as it is; cast it to text"
+        )
+    return column
 
 
 def arrow_table(schema: Any, batch: Batch, first: int) -> Any:

@@ -24,7 +24,7 @@ from stores.galleries.lance_table import (
     table_schema,
     update_card,
 )
-from stores.galleries.zarr_store import already_finished, require_same_origin
+from stores.galleries.origin import already_finished, require_same_origin
 from stores.new_items import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import Batch

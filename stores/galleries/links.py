@@ -15,12 +15,12 @@ def lead(link: Path, folder: Path) -> None:
     Raises:
         FileExistsError: If something that is no link has that name.
     """
-    if link.exists(follow_symlinks=False) and not link.is_symlink():
+    if link.exists() and not link.is_symlink():
         raise FileExistsError(f"{link} is a gallery and no link, and is never replaced; rename it first")
     link.parent.mkdir(parents=True, exist_ok=True)
     where = os.path.relpath(folder, link.parent)
     if where.startswith(os.pardir):  # through folders that may be links themselves
-        where = os.path.abspath(folder)
+        where = str(folder.resolve())
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(where)

@@ -13,7 +13,7 @@ from typing import Any
 
 from stores.galleries.postgres_live import discard, put, remove, serve, served
 from stores.galleries.postgres_location import connected, parse_location
-from stores.galleries.postgres_parts import begin_parts, finish_parts, parts_done, write_part
+from stores.galleries.postgres_parts import begin_parts, finish_parts, hold_parts, parts_done, write_part
 from stores.galleries.postgres_source import PostgresSource
 from stores.galleries.postgres_table import base_of, find_table
 from stores.galleries.postgres_target import PostgresTarget
@@ -24,6 +24,7 @@ __all__ = [
     "digest",
     "discard",
     "finish_parts",
+    "hold_parts",
     "open_source",
     "open_target",
     "parts_done",

@@ -5,6 +5,9 @@ A part is one transaction: its rows and the mark that they are there are seen to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +74,20 @@ def begin_parts(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
         if card.rows != rows:
             raise FileExistsError(f"{place} was begun for {card.rows} rows, expected {rows}; name another target")
         return card.part_rows or size
+
+
+@contextmanager
+def hold_parts(location: str) -> Iterator[None]:
+    """Be the one who hands out the parts of a table, for the block; see `PartsEngine`.
+
+    Raises:
+        StoreLocked: If somebody else does.
+    """
+    place = parse_location(location)
+    with connected(place) as connection:
+        # Not the writer's lock, which beginning and finishing take in connections of their own.
+        lock_writer(connection, replace(place, table=f"{place.table} parts"), schema_of(connection, place))
+        yield
 
 
 def parts_done(location: str) -> set[int]:
@@ -166,6 +183,4 @@ def _parts(connection: psycopg.Connection[Any], place: PostgresLocation, schema:
 
 def _table_lock(place: PostgresLocation) -> PostgresLocation:
     """What is locked while the table is made: not what a coordinator holds all the while."""
-    from dataclasses import replace
-
     return replace(place, table=f"{place.table} table")

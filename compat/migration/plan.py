@@ -1,0 +1,304 @@
+"""What a migration would do, found out beforehand from a sample; nothing that is written stays."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from compat.migration.copying import BATCH_ROWS, BATCHES_PER_COMMIT, ahead, copy_rows, serving
+from compat.migration.run import open_mappable, require_apart
+from compat.migration.state import FILE_SCHEMES, live_engine, state_folder
+from compat.transformers.artefact import Transformer
+from stores.galleries import locate, open_target, redact
+from stores.galleries.gallery import GallerySource, notes_of
+from stores.space import NORM_TOLERANCE, EmbeddingSpace
+from stores.store import Batch
+
+_LARGEST_HALF = float(np.finfo(np.float16).max)
+_SAMPLES = 4  # places of the source that are looked at
+
+
+@dataclass(frozen=True)
+class PlanCheck:
+    """Something that must hold before a migration begins: whether it does, and what was found, with a remedy."""
+
+    name: str
+    passed: bool
+    found: str
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.name}: {self.found}"
+
+
+@dataclass(frozen=True)
+class MigrationPlan:
+    """What a migration would do.
+
+    Attributes:
+        source: URI of the old gallery, without a password.
+        target: URI of the gallery to write, without a password.
+        space: Space of what would be written.
+        rows: Vectors.
+        bytes: To be written, about; what indexes take is not in it.
+        free_bytes: On the target's disk; None where it is another machine's.
+        rows_per_second: Of the sample; 0 where none was taken.
+        measured: What the sample went through.
+        checks: What was looked at.
+        creates: What would be made.
+        notes: What whoever uses the vectors should know.
+    """
+
+    source: str
+    target: str
+    space: EmbeddingSpace
+    rows: int
+    bytes: int
+    free_bytes: int | None
+    rows_per_second: float
+    measured: str
+    checks: tuple[PlanCheck, ...]
+    creates: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it would take; None where no sample tells."""
+        return self.rows / self.rows_per_second if self.rows_per_second else None
+
+    def __str__(self) -> str:
+        lines = [f"migrate {self.source} to {self.target}", f"  rows     {self.rows} vectors of {self.space}"]
+        free = "" if self.free_bytes is None else f", {_size(self.free_bytes)} are free"
+        lines.append(f"  bytes    about {_size(self.bytes)} to write{free}")
+        if self.seconds is not None:
+            lines.append(
+                f"  time     about {duration(self.seconds)}, at {self.rows_per_second:.0f} rows/s ({self.measured})"
+            )
+        lines += [f"  creates  {each}" for each in self.creates]
+        lines += [f"  {check}" for check in self.checks]
+        lines += [f"  note     {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def plan_migration(
+    source: str,
+    transformer: Transformer,
+    target: str,
+    *,
+    correction: bool = True,
+    batch_rows: int = BATCH_ROWS,
+    sample_seconds: float = 2.0,
+    source_space: str | None = None,
+    state: str | Path | None = None,
+) -> MigrationPlan:
+    """Find out what a migration would do, from a sample of the source; see `compat.migration.run.migrate_gallery`.
+
+    Args:
+        source: URI of the old gallery.
+        transformer: The map.
+        target: URI of the gallery to write.
+        correction: Whether to write the transformer's correction, if it carries one.
+        batch_rows: Rows in memory at a time.
+        sample_seconds: How long to try the migration at most; 0 tries nothing.
+        source_space: Name of the space of a source that cannot tell.
+        state: Folder of the migration's state.
+
+    Raises:
+        WrongSpace: If the transformer does not map this gallery.
+        ValueError: If the source is empty or damaged, or the target can be no gallery.
+    """
+    require_apart(source, target)
+    served = transformer if correction else transformer.without_correction()
+    gallery = open_mappable(source, served, source_space)
+    scheme, location = locate(target)
+    folder = state_folder(source, target, state)
+    rows, space = len(gallery), served.served_space
+    size = rows * (space.dim * (2 if "type=halfvec" in location or "dtype=float16" in location else 4) + 32)
+    free = _free_bytes(location) if scheme in FILE_SCHEMES else None
+    checks = _checks(gallery, served, target, batch_rows)
+    if free is not None and folder.read() is None:
+        needed = size if live_engine(scheme) or scheme == "zarr" else 2 * size  # a file is built from a hidden store
+        enough = f"{_size(needed)} needed, {_size(free)} free"
+        remedy = "" if needed <= free else "; make room, or name a target elsewhere"
+        checks += (PlanCheck("disk", needed <= free, enough + remedy),)
+    speed, measured = _try(gallery, served, target, batch_rows, sample_seconds) if sample_seconds > 0 else (0.0, "")
+    return MigrationPlan(
+        source=redact(source),
+        target=redact(target),
+        space=space,
+        rows=rows,
+        bytes=size,
+        free_bytes=free,
+        rows_per_second=speed,
+        measured=measured,
+        checks=checks,
+        creates=_creates(redact(target), str(folder.folder), space, scheme),
+        notes=notes_of(gallery),
+    )
+
+
+def _checks(gallery: GallerySource, served: Transformer, target: str, batch_rows: int) -> tuple[PlanCheck, ...]:
+    """Checks of the spaces, of a sample's norms, and of what the target's engine does to vectors."""
+    scheme, location = locate(target)
+    odd = seen = 0
+    largest = 0.0
+    for batch in _sample(gallery, min(batch_rows, 1024)):
+        lengths = np.linalg.norm(batch.vectors, axis=1)
+        seen += len(lengths)
+        odd += int(np.count_nonzero(~(np.abs(lengths - 1) <= NORM_TOLERANCE)))
+        mapped = served.serve_gallery(batch.vectors, batch.items["item_id"])
+        largest = max(largest, float(np.abs(mapped).max(initial=0.0)))
+    space = served.served_space
+    checks = [
+        PlanCheck("dimension", True, f"{gallery.dim} to {space.dim}"),
+        PlanCheck("metric", True, _metric(scheme, space)),
+        _norms(served.gallery_space, odd, seen),
+        PlanCheck("numbers", bool(np.isfinite(largest)), "finite" if np.isfinite(largest) else "NaN or infinity"),
+    ]
+    if "type=halfvec" in location or "dtype=float16" in location:
+        fits = largest <= _LARGEST_HALF
+        remedy = "" if fits else f", more than {_LARGEST_HALF:g}; write full numbers"
+        checks.append(PlanCheck("half precision", fits, f"the largest number of a sample is {largest:.3g}{remedy}"))
+    return tuple(checks)
+
+
+def _norms(space: EmbeddingSpace, odd: int, seen: int) -> PlanCheck:
+    if not space.normalized:
+        return PlanCheck("norms", True, f"{space} says nothing of lengths; {seen - odd} of {seen} are of unit length")
+    if not odd:
+        return PlanCheck("norms", True, f"{seen} sampled vectors have unit length, as {space} says")
+    return PlanCheck(
+        "norms",
+        False,
+        f"{odd} of {seen} sampled vectors are not of unit length, as {space} says they are; they are another model's, "
+        "or were changed: find out, or convert them with --normalized no and fit the map to that",
+    )
+
+
+def _metric(scheme: str, space: EmbeddingSpace) -> str:
+    told = f"compared by {space.similarity.replace('_', ' ')}"
+    if scheme == "qdrant" and space.similarity == "cosine":
+        return f"{told}; Qdrant keeps unit vectors, and their lengths beside them"
+    return told
+
+
+def _sample(gallery: GallerySource, size: int) -> Iterator[Batch]:
+    """Batches from the beginning, the end and between, where that can be had cheaply: at most so many rows each."""
+    for place in range(_SAMPLES):
+        start = (len(gallery) - min(size, len(gallery))) * place // (_SAMPLES - 1)
+        with closing(ahead(gallery.scan(size, start=start), 1)) as batches:
+            yield from (batch for _, batch in zip(range(1), batches, strict=False))
+        if len(gallery) <= size:
+            return
+
+
+class _Sample:
+    """The beginning of a gallery, until a time is over."""
+
+    def __init__(self, gallery: GallerySource, seconds: float) -> None:
+        self._gallery, self._seconds = gallery, seconds
+        self.space, self.dim, self.provenance = gallery.space, gallery.dim, gallery.provenance
+        self.rows = 0
+
+    def __len__(self) -> int:
+        return len(self._gallery)
+
+    def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
+        began = time.monotonic()
+        with closing(ahead(self._gallery.scan(size, start=start), 1)) as batches:
+            for number, batch in enumerate(batches, start=1):
+                yield batch
+                self.rows += len(batch.vectors)
+                if number % BATCHES_PER_COMMIT == 0 and time.monotonic() - began > self._seconds:
+                    return
+                if time.monotonic() - began > 2 * self._seconds:
+                    return
+
+
+class _Nowhere:
+    """A target that keeps nothing."""
+
+    rows_committed, finished = 0, False
+
+    def write(self, batch: Batch) -> None:
+        pass
+
+    def commit(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _try(
+    gallery: GallerySource, served: Transformer, target: str, batch_rows: int, seconds: float
+) -> tuple[float, str]:
+    """Rows per second of a sample, and what it went through."""
+    scheme, location = locate(target)
+    sample = _Sample(gallery, seconds)
+    if scheme not in FILE_SCHEMES:
+        began = time.monotonic()
+        copy_rows(sample, serving(served, None), _Nowhere(), batch_rows=batch_rows)
+        return sample.rows / (
+            time.monotonic() - began
+        ), "a sample read and mapped, not written; writing may take longer"
+    with TemporaryDirectory(prefix=".plan-", dir=_existing(Path(location).parent)) as folder:
+        place = str(Path(folder) / "scratch") + "".join(Path(location).suffixes[-1:])
+        scratch = open_target(f"{scheme}:{place}", served.served_space, {})
+        try:
+            began = time.monotonic()
+            copy_rows(sample, serving(served, None), scratch, batch_rows=batch_rows)
+            scratch.finish()
+            took = time.monotonic() - began
+        finally:
+            scratch.close()
+    return sample.rows / took, f"{sample.rows} rows read, mapped and written to a scratch gallery"
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _free_bytes(location: str) -> int:
+    return shutil.disk_usage(_existing(Path(location).absolute().parent)).free
+
+
+def _creates(target: str, folder: str, space: EmbeddingSpace, scheme: str) -> tuple[str, ...]:
+    what = {"zarr": "a store", "zarr+array": "a Zarr group"}.get(scheme, f"a file ({scheme})")
+    if scheme not in FILE_SCHEMES:
+        what = f"a gallery in {scheme}"
+    return (f"{target}: {what} of {space.dim}-D vectors", f"{folder}: what the migration remembers, until it is final")
+
+
+def _size(count: int) -> str:
+    number, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if number < 1024:
+            break
+        number, unit = number / 1024, larger
+    return f"{number:.4g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, roundly."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

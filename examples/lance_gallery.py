@@ -1,0 +1,26 @@
+"""Migrate a gallery into a LanceDB table, hubness correction included, and search it there with raw new queries.
+
+python examples/lance_gallery.py maps/old-to-new stores/gallery-old lance:tables/gallery queries_new.npy
+"""
+
+import sys
+
+import numpy as np
+
+from compat.migration.bridged import BridgedGallery
+from compat.migration.run import migrate_gallery
+from compat.transformers.artefact import load_transformer
+
+
+def main() -> None:
+    """Print the ids of each query's first five items."""
+    folder, source, target, queries = sys.argv[1:]
+    transformer = load_transformer(folder)
+    migrate_gallery(source, transformer, target)
+    gallery = BridgedGallery(target)  # it says itself whose queries search it, and in what form
+    for ids in gallery.search(np.load(queries), k=5, space=transformer.query_space).item_ids:
+        print(*ids)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Search a table of PostgreSQL with pgvector, where the old model's vectors are, with the new model's queries.
+
+    GALLERY=postgresql://user@host/database/table python examples/pgvector_gallery.py maps/new-to-old queries_new.npy
+
+The table stays as it is, the search and its index are PostgreSQL's. The password comes from PGPASSWORD or ~/.pgpass.
+"""
+
+import os
+import sys
+
+import numpy as np
+
+from compat.migration.bridged import BridgedGallery
+from compat.transformers.artefact import load_transformer
+
+
+def main() -> None:
+    """Print the ids of each query's first five items."""
+    folder, queries = sys.argv[1:]
+    transformer = load_transformer(folder).without_correction()
+    # A table that the toolkit did not write cannot tell which model made its vectors, so we say it.
+    gallery = BridgedGallery(os.environ["GALLERY"], transformer, space=transformer.gallery_space)
+    for ids in gallery.search(np.load(queries), k=5, space=transformer.query_space).item_ids:
+        print(*ids)
+
+
+if __name__ == "__main__":
+    main()

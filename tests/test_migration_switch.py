@@ -1,0 +1,185 @@
+"""The steps after a migration: a name led to the new gallery and back, and what may be deleted when."""
+
+import json
+
+import numpy as np
+import pytest
+from migrating import OLD, turned
+from planted import plant, write_store
+from real_postgres import postgres, schema  # noqa: F401 - fixtures
+from test_migration_live import People, held
+
+from compat import migrate
+from compat.migration.run import Pause, migrate_gallery
+from compat.migration.state import state_folder
+from compat.migration.switch import discard, finalise, status, switch, switch_back
+from stores.galleries import GALLERIES, open_source
+
+
+@pytest.fixture
+def people(postgres, schema):  # noqa: F811
+    return People(postgres, schema, rows=40)
+
+
+def names(people):
+    return {
+        row[0]
+        for row in people.server.execute(
+            f"SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = "
+            f"relnamespace WHERE nspname = '{people.schema}' AND relkind IN ('r', 'v')"
+        )
+    }
+
+
+def test_a_view_leads_to_the_new_table_and_back_and_nothing_old_goes_too_soon(people, tmp_path):
+    source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+    people.server.execute(f"CREATE VIEW {people.schema}.served AS SELECT * FROM {people.schema}.people")
+    served = people.server.uri(f"{people.schema}.served")
+    s = {"state": tmp_path / "state"}
+    assert "was begun; begin: --step run" in status(source, target, **s)
+    for step in (switch_back, finalise, discard):
+        with pytest.raises(ValueError, match=r"no migration of .* was begun .*begin with --step run"):
+            step(source, target, **s)
+    pause = Pause()
+    pause.ask()
+    with pytest.raises(KeyboardInterrupt):
+        migrate_gallery(source, turned(), target, source_space="old", pause=pause, **s)
+    with pytest.raises(ValueError, match="was not checked yet; run --step run or --step verify first"):
+        switch(source, target, "served", **s)
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    with pytest.raises(ValueError, match="there is nothing to switch back"):
+        switch_back(source, target, **s)
+    with pytest.raises(ValueError, match=r"is not served yet \(verified\); nothing old goes before --step switch"):
+        finalise(source, target, discard_old=True, **s)
+    with pytest.raises(FileExistsError, match="is a table, which is never replaced; rename it first"):
+        switch(source, target, "people", **s)
+    found = switch(source, target, "served", **s)
+    assert found.before is not None
+    assert found.before.partition("?")[0].endswith(f"{people.schema}.people")
+    assert held(served).keys() == people.vectors.keys()
+    assert open_source(served).dim == 12
+    assert switch(source, target, "served", **s) == found  # again changes nothing
+    with pytest.raises(ValueError, match="--step switch-back first"):
+        discard(source, target, **s)
+    switch_back(source, target, **s)
+    assert open_source(people.server.uri(f"{people.schema}.served", id="person", vector="face")).dim == 8
+    switch(source, target, served, **s)
+    assert open_source(served).dim == 12
+    told = finalise(source, target, **s)
+    assert "is left, and may go" in told
+    assert {"people", "people_new", "served"} <= names(people)
+    assert not (tmp_path / "state").exists()
+
+
+def test_on_request_the_old_table_is_deleted_at_the_end(people, tmp_path):
+    source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+    s = {"state": tmp_path / "state"}
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    assert switch(source, target, "served", **s).before is None
+    with pytest.raises(ValueError, match="served did not exist before the switch, so there is nothing to go back to"):
+        switch_back(source, target, **s)
+    people.server.execute(f"DROP VIEW {people.schema}.served")
+    with pytest.raises(ValueError, match=r"served does not lead to .*people_new.* any more"):
+        finalise(source, target, discard_old=True, **s)
+    GALLERIES["postgresql"].serve(  # type: ignore[attr-defined]
+        people.server.uri(f"{people.schema}.served").removeprefix("postgresql:"), target.removeprefix("postgresql:")
+    )
+    assert "was deleted" in finalise(source, target, discard_old=True, **s)
+    assert "people" not in names(people)
+    assert "people_new" in names(people)
+
+
+def test_before_the_switch_the_new_table_can_be_thrown_away_whole_or_not(people, tmp_path):
+    source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+    s = {"state": tmp_path / "state"}
+    pause = Pause()
+
+    def stop(rows, _):
+        pause.ask()
+
+    with pytest.raises(KeyboardInterrupt):
+        migrate_gallery(source, turned(), target, source_space="old", pause=pause, on_rows=stop, batch_rows=8, **s)
+    discard(source, target, **s)
+    assert "people_new" not in names(people)
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    discard(source, target, **s)
+    assert "people_new" not in names(people)
+    assert held(source).keys() == people.vectors.keys()
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("target", ["new.npy", "new.faiss", "new.parquet", "zarr+array:group"])
+def test_a_file_has_no_name_to_switch_and_is_thrown_away_with_all_that_is_its_own(tmp_path, target):
+    world = plant(identities=10, samples=2, old_dim=8, new_dim=12)
+    write_store(tmp_path / "old", world.old, name=OLD.name)
+    place = tmp_path / target.removeprefix("zarr+array:")
+    uri = str(place) if ":" not in target else f"zarr+array:{place}"
+    (tmp_path / "new").touch()
+    before = sorted(tmp_path.rglob("*"))
+    pause = Pause()
+    for stopped in (True, False):
+        if stopped:
+            pause.ask()
+            with pytest.raises(KeyboardInterrupt):
+                migrate_gallery(str(tmp_path / "old"), turned(), uri, pause=pause)
+        else:
+            migrate_gallery(str(tmp_path / "old"), turned(), uri)
+            with pytest.raises(ValueError, match="is a file, which no name can be led to"):
+                switch(str(tmp_path / "old"), uri, "served")
+        discard(str(tmp_path / "old"), uri)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_state_of_another_migration_is_refused_and_an_altered_one_too(tmp_path):
+    write_store(tmp_path / "old", np.eye(8))
+    migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"), state=tmp_path / "s")
+    with pytest.raises(ValueError, match=r"s is of the migration of .*old to .*new, expected .*name another folder"):
+        status(str(tmp_path / "old"), str(tmp_path / "other"), state=tmp_path / "s")
+    state = tmp_path / "s" / "state.json"
+    body = json.loads(state.read_text())
+    assert body["step"] == "verified"
+    state.write_text(json.dumps(body | {"step": "switched"}))
+    with pytest.raises(ValueError, match="was altered"):
+        status(str(tmp_path / "old"), str(tmp_path / "new"), state=tmp_path / "s")
+
+
+def test_where_a_state_is(tmp_path, monkeypatch):
+    assert state_folder("a", str(tmp_path / "x.npy")).folder == tmp_path / "x.npy.migration"
+    assert state_folder("a", f"zarr:{tmp_path}/x").folder == tmp_path / "x.migration"
+    monkeypatch.chdir(tmp_path)
+    database = "postgresql://me:secret@host/db/t"
+    folder = state_folder("a", database)
+    assert str(folder.folder).startswith("migrations/")
+    assert folder.folder == state_folder("a", database.replace("secret", "other")).folder
+    assert "secret" not in f"{folder.source}{folder.target}{folder.folder}"
+
+
+def test_the_steps_of_the_command(people, tmp_path, capsys):
+    turned().save(tmp_path / "t")
+    target = people.server.uri(f"{people.schema}.people_new")
+    common = ["--source", people.uri, "--target", target, "--state", str(tmp_path / "s")]
+    mapped = [*common, "--transformer", str(tmp_path / "t"), "--source-space", "old"]
+    assert migrate.main([*mapped, "--step", "plan"]) == 0
+    assert "40 vectors of new (12-D)" in capsys.readouterr().out
+    assert migrate.main(mapped) == 0
+    assert "checked: 40 ids" in capsys.readouterr().out
+    assert migrate.main([*mapped, "--step", "verify"]) == 0
+    assert "checked: 40 ids" in capsys.readouterr().out
+    for step, told in [
+        (["status"], "copied and checked; --step switch"),
+        (["switch", "--serve-as", "served"], "before: nowhere"),
+        (["status"], "served leads to it"),
+        (["finalise", "--discard-old", "yes"], "was deleted"),
+        (["status"], "was begun; begin: --step run"),
+    ]:
+        assert migrate.main([*common, "--step", *step]) == 0
+        assert told in capsys.readouterr().out
+    for wrong, told in [
+        ([*common, "--step", "verify"], "give --transformer DIR"),
+        ([*common, "--step", "switch"], "give --serve-as NAME"),
+        ([*mapped, "--most-passes", "0"], "most_passes must be at least 1"),
+    ]:
+        assert migrate.main(wrong) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
