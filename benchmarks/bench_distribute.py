@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -80,12 +80,8 @@ def main() -> None:
     options = parser.parse_args()
     from distributed import LocalCluster
 
-    with (
-        tempfile.TemporaryDirectory() as name,
-        LocalCluster(
-            n_workers=options.workers, threads_per_worker=1, dashboard_address=None, memory_limit=0
-        ) as cluster,
-    ):
+    started: Any = LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=":0", memory_limit=0)
+    with tempfile.TemporaryDirectory() as name, started as cluster:
         folder, scheduler = Path(name), cluster.scheduler_address
         parts = [migration(folder, options, scheduler)]
         if options.images:

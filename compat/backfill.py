@@ -71,7 +71,8 @@ def run_backfill(options: BackfillOptions) -> None:
         FileNotFoundError: If the gallery, a store or the transformer is missing.
         ValueError: If they do not fit each other.
     """
-    from compat.migration.backfill import backfill, next_items
+    from compat.migration.backfill import backfill
+    from compat.migration.backfill_order import next_items
     from compat.transformers.artefact import WrongSpace, load_transformer
     from stores.galleries import open_source
 

@@ -15,6 +15,9 @@ from stores.command_line import progress, run_command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    import polars as pl
+
     from compat.extraction.embedding import Embedded, Embedder
     from stores.space import EmbeddingSpace
     from stores.store import EmbeddingStore
@@ -231,7 +234,7 @@ def _embed(options: ExtractOptions, embedder: "Embedder", space: "EmbeddingSpace
         provenance["skipped"] += embedded.skipped
         require_few_bad({entry["item_id"]: entry["reason"] for entry in provenance["skipped"]}, options.max_bad)
         if embedded.rows is not None:
-            _append(store, embedded, options.data)
+            _append(store, embedded.rows, embedded.vectors, options.data)
         provenance["items_done"] += embedded.items
         if time.monotonic() - last_commit > SECONDS_PER_COMMIT:
             store.commit(provenance)
@@ -276,9 +279,9 @@ def _embedded(
     return progress(batches, f"embedding {options.data}", total=-(-(count - done) // batch_items))
 
 
-def _append(store: "EmbeddingStore", embedded: "Embedded", data: Path) -> None:
+def _append(store: "EmbeddingStore", rows: "pl.DataFrame", vectors: "np.ndarray", data: Path) -> None:
     try:
-        store.append(embedded.rows, embedded.vectors)
+        store.append(rows, vectors)
     except ValueError as error:
         if not str(error).startswith("item_id must be unique"):
             raise

@@ -45,6 +45,9 @@ class MigrateOptions:
             vectors of the copy itself search.
         serve_as: The view, alias or link to switch: a name beside the target, or a URI.
         discard_old: Whether finalise deletes the old gallery.
+        workers: Processes that copy, each a part of the rows; the source must be a store or a file, and stay as it is.
+        scheduler: Address of a dask scheduler, such as tcp://host:8786, whose workers copy instead; they need this
+            package, and source and target under the same names.
         state: Folder of what the migration remembers; TARGET.migration, or one in ./migrations, unless given.
     """
 
@@ -61,10 +64,12 @@ class MigrateOptions:
     queries: Path | None = None
     serve_as: str | None = None
     discard_old: Literal["yes", "no"] = "no"
+    workers: int = 1
+    scheduler: str | None = None
     state: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "most_passes", "settled_below"):
+        for name in ("batch_rows", "most_passes", "settled_below", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.step in ("plan", "run", "verify") and self.transformer is None:
@@ -139,6 +144,8 @@ def _mapped_step(options: MigrateOptions) -> object:
             most_passes=options.most_passes,
             settled_below=options.settled_below,
             pause=pause,
+            workers=options.workers,
+            scheduler=options.scheduler,
         )
 
 

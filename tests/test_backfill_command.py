@@ -10,10 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 from planted import command, environment, open_store, plant, space, write_store
+from planted_hubs import HELD, IDS, corrected_map, plant_hubs
 
 from compat import backfill as cli
 from compat.migration import backfill as room
-from compat.migration.backfill import MixedState, backfill, next_items, open_mixed
+from compat.migration.backfill import MixedState, backfill, open_mixed
+from compat.migration.backfill_order import next_items
+from compat.migration.bridged import BridgedGallery
 from compat.migration.mixed import MixedGallery
 from compat.migration.run import migrate_gallery
 from compat.transformers.artefact import Transformer, WrongSpace
@@ -50,6 +53,7 @@ def run(folder, *words):
 
 def test_from_the_list_of_the_next_items_to_the_whole_gallery(folder, capsys):
     seen: set[str] = set()
+    told = ""
     for turn in range(3):
         table = folder / f"next-{turn}.csv"
         assert run(folder, "--next", 40, "--write", table, "--order", "per_identity") == 0
@@ -61,8 +65,9 @@ def test_from_the_list_of_the_next_items_to_the_whole_gallery(folder, capsys):
         assert (np.diff([WORLD.labels[row] for row in rows]) != 0).sum() <= 14  # whole identities, one after another
         assert run(folder, "--new", extracted(folder, f"new-{turn}", rows), "--batch-rows", 7) == 0
         output = capsys.readouterr()
-        assert f"40 items moved, {40 * (turn + 1)} of 120 are native" in output.out
-        assert "SECRET" not in output.out + output.err
+        told = output.out
+        assert f"40 items moved, {40 * (turn + 1)} of 120 are native" in told
+        assert "SECRET" not in told + output.err
         mixed = open_mixed(folder / "mixed", BACK)
         native = open_store(
             folder / f"so-far-{turn}",
@@ -73,7 +78,7 @@ def test_from_the_list_of_the_next_items_to_the_whole_gallery(folder, capsys):
         expected = MixedGallery(str(folder / "old"), native, BACK).search(WORLD.new, 5, space=NEW)
         found = mixed.search(WORLD.new, 5, space=NEW)
         assert found.item_ids == expected.item_ids
-    assert "nothing is bridged any more" in output.out
+    assert "nothing is bridged any more" in told
     assert seen == set(NAMES)
     assert EmbeddingStore.open(folder / "mixed" / "new").items["label"].to_list() != []
     assert len(open_source(str(folder / "old"))) == 120  # left alone
@@ -228,3 +233,26 @@ def test_the_state_holds_no_password(tmp_path):
     state.write(tmp_path)
     assert MixedState.read(tmp_path) == state
     assert room.redact("postgresql://me:secret@host/db/t") == state.gallery
+
+
+def test_with_a_correction_the_bridge_serves_alone_until_scores_are_calibrated(tmp_path):
+    world = plant_hubs()
+    transformer = corrected_map(world, "old-to-new")
+    ids = [IDS[row] for row in HELD]
+    write_store(tmp_path / "old", world.old[HELD], ids=ids)
+    gallery = str(tmp_path / "migrated")
+    migrate_gallery(str(tmp_path / "old"), transformer, gallery)
+    few, more = (write_store(tmp_path / f"n{n}", world.new[HELD[:n]], name="new", ids=ids[:n]) for n in (19, 60))
+    out, new = tmp_path / "mixed", transformer.query_space
+    alone = BridgedGallery(gallery).search(world.new[:30], 5, space=new)
+    assert backfill(gallery, transformer, [few], out, drop_old=True).removed == 0
+    state = MixedState.read(out)
+    assert state is not None
+    assert state.calibration is None
+    assert open_mixed(out, transformer).search(world.new[:30], 5, space=new).item_ids == alone.item_ids
+    expected = MixedGallery(gallery, EmbeddingStore.open(more), transformer)
+    before = expected.search(world.new[:30], 5, space=new)
+    assert backfill(gallery, transformer, [more], out, drop_old=True).removed == 60
+    opened = open_mixed(out, transformer)
+    assert opened.calibration == expected.calibration
+    assert opened.search(world.new[:30], 5, space=new).item_ids == before.item_ids

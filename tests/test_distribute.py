@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -81,7 +82,7 @@ def cluster():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of dask about this machine
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0) as started:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as started:
             yield started
 
 
@@ -143,13 +144,14 @@ def test_a_coordinator_that_is_killed_goes_on_with_what_is_done(gallery, tmp_pat
     how = pool_or_cluster(kind, request)
     (tmp_path / "coordinator.py").write_text(COORDINATOR)
     words = [sys.executable, tmp_path / "coordinator.py", gallery, tmp_path / "new"]
-    paths = {"env": environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}}
-    killed = subprocess.run([*words, "kill", how.get("scheduler", "")], **paths, check=False)
+    scheduler = str(how.get("scheduler", ""))
+    paths = environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([*words, "kill", scheduler], env=paths, check=False)
     assert killed.returncode == -signal.SIGKILL
     records = {path.name: path.stat().st_ino for path in (tmp_path / "new" / PARTS).glob("[0-9]*.json")}
     assert len(records) >= 3
     assert not len(EmbeddingStore.open(tmp_path / "new"))
-    again = subprocess.run([*words, "", how.get("scheduler", "")], **paths, capture_output=True, text=True, check=False)
+    again = subprocess.run([*words, "", scheduler], env=paths, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert int(again.stdout) >= 4096 * (len(records) - 1)
     assert bytes_by_name(tmp_path / "new") == bytes_by_name(gallery / "alone")
@@ -308,8 +310,8 @@ def texts(tmp_path, monkeypatch):
     return tmp_path
 
 
-def asked(out, **changes):
-    options = {"max_bad": len(BAD), "batch_size": 8, "chunk_rows": 16} | changes
+def asked(out, **changes: Any):
+    options: dict[str, Any] = {"max_bad": len(BAD), "batch_size": 8, "chunk_rows": 16} | changes
     return ExtractOptions(backbone="bytes_encoder:encoder", data=Path("data"), out=Path(out), **options)
 
 

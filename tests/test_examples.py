@@ -8,7 +8,7 @@ import sys
 import faiss
 import numpy as np
 import pytest
-from planted import ROOT, environment, open_store, plant, space
+from planted import ROOT, environment, open_store, plant, run, space
 from real_postgres import RealPostgres, postgres, schema
 
 from compat.neighbors import unit_rows
@@ -79,10 +79,8 @@ def test_lance_gallery(folder):
     importlib.util.find_spec("compat.exporting.arrays") is None, reason="compat.export writes no maps for numpy yet"
 )
 def test_numpy_service(folder):
-    from compat import export
-
-    words = ["--transformer", folder / "back", "--format", "numpy", "--out", folder / "map.npz"]
-    assert export.main([str(word) for word in words]) == 0
+    words = ("--transformer", folder / "back", "--format", "numpy", "--out", folder / "map.npz")
+    assert run("compat.export", *words).returncode == 0
     queries = np.load(folder / "queries.npy")
     given = "".join(json.dumps(query.tolist()) + "\n" for query in queries)
     found = [json.loads("".join(line)) for line in example("numpy_service.py", folder / "map.npz", given=given)]

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(gallery):
         (old, stranger, WrongSpace, r"the transformer's source is third \(8-D\), the vectors given are in old"),
         (str(gallery / "empty"), turned(), ValueError, "empty is empty; there is nothing to migrate"),
         (str(gallery / "nowhere"), turned(), FileNotFoundError, "no embedding store at"),
-        ("qdrant:x", turned(), ValueError, "unknown kind of gallery 'qdrant'"),
+        ("mystery:x", turned(), ValueError, "unknown kind of gallery 'mystery'"),
     ]:
         with pytest.raises(error, match=message):
             migrate_gallery(source, transformer, target)
@@ -269,13 +269,33 @@ def test_a_space_of_unit_vectors_gets_unit_vectors(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(migrated.rows(0, 20), axis=1), 1, atol=1e-6)
 
 
-def test_a_source_that_changed_is_not_gone_on_with(tmp_path):
+def test_a_store_that_was_exchanged_is_followed_where_that_can_be_and_refused_elsewhere(tmp_path):
     write_store(tmp_path / "old", np.eye(8))
-    migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    for target in ("new", "new.npy"):
+        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / target))
     shutil.rmtree(tmp_path / "old")
     write_store(tmp_path / "old", np.eye(8)[::-1])
+    result = migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    assert result.changes is not None
+    assert (result.changes.updated, result.changes.count) == (8, 8)
+    with pytest.raises(ValueError, match=r"8 updated, 0 removed\), and .*new.npy is a file, which takes no changes"):
+        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new.npy"))
+    shutil.rmtree(tmp_path / "new.migration")
     with pytest.raises(FileExistsError, match=r"another origin \(source_digest differ\)"):
         migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+
+
+def test_a_file_that_changed_is_not_gone_on_with(tmp_path):
+    write_store(tmp_path / "store", np.eye(8))
+    convert(ConvertOptions(str(tmp_path / "store"), str(tmp_path / "old.npy")))
+    migrate_gallery(str(tmp_path / "old.npy"), turned(), str(tmp_path / "new"))
+    for entry in tmp_path.glob("old.npy*"):
+        entry.unlink()
+    shutil.rmtree(tmp_path / "store")
+    write_store(tmp_path / "store", np.eye(8)[::-1])
+    convert(ConvertOptions(str(tmp_path / "store"), str(tmp_path / "old.npy")))
+    with pytest.raises(FileExistsError, match=r"another origin \(source_digest differ\)"):
+        migrate_gallery(str(tmp_path / "old.npy"), turned(), str(tmp_path / "new"))
 
 
 @pytest.fixture

@@ -199,6 +199,7 @@ def test_a_source_that_never_rests_ends_with_a_word_about_it(people, tmp_path, m
     monkeypatch.undo()
     assert len(held(uri)) == 300 + 3
     result = migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "s")
+    assert result.changes is not None
     assert (result.changes.inserted, result.changes.settled) == (1, True)
     assert_migrated(uri, people.vectors)
 
@@ -245,6 +246,7 @@ def test_ids_of_records_survive_integers(postgres, schema, tmp_path):  # noqa: F
     migrate_gallery(source, turned(), target, source_space="old", state=tmp_path / "s")
     postgres.execute(f"DELETE FROM {schema}.numbered WHERE id < 3")
     result = migrate_gallery(source, turned(), target, source_space="old", state=tmp_path / "s")
+    assert result.changes is not None
     assert result.changes.removed == 3
     assert sorted(held(target)) == list(range(3, 20))
     assert next(open_source(target).scan(1)).items["item_id"].dtype == pl.Int64

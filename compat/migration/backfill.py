@@ -12,34 +12,29 @@ for the moved items to be removed from it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import polars as pl
 
-from compat.metrics.backfill import identity_order, random_order, uncertainty_order
 from compat.metrics.sides import Calibration
 from compat.migration.bridged import BridgedGallery
 from compat.migration.calibration import LEAST_ITEMS
-from compat.migration.engines import Rows, among, read_rows
+from compat.migration.engines import among, read_rows
 from compat.migration.mixed import MixedGallery, learn_calibration
 from compat.transformers.artefact import Transformer, WrongSpace
 from stores.durable import sync_folder, write_atomically
 from stores.galleries import GALLERIES, locate, redact
 from stores.galleries.gallery import LiveEngine
 from stores.galleries.zarr_store import open_complete
-from stores.item_tables import read_item_table
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
 FORMAT_VERSION = 1
 STATE, NEW = "mixed.json", "new"
-ORDERS = ("auto", "random", "per_identity", "uncertainty")
 BATCH_ROWS = 4096
 
 
@@ -84,9 +79,9 @@ class MixedState:
         if not (folder / STATE).is_file():
             return None
         body = unseal(folder / STATE, version=FORMAT_VERSION)
-        spaces = (EmbeddingSpace.from_dict(body[name]) for name in ("gallery_space", "query_space"))
+        old, new = (EmbeddingSpace.from_dict(body[name]) for name in ("gallery_space", "query_space"))
         found = body["calibration"]
-        return cls(body["gallery"], *spaces, body["transformer"], Calibration(**found) if found else None)
+        return cls(body["gallery"], old, new, body["transformer"], Calibration(**found) if found else None)
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,8 @@ def backfill(
         out: The folder to make, or to go on with.
         space: What the gallery's vectors are, where it cannot tell.
         batch_rows: Items that move in one step.
-        drop_old: Whether items that moved are removed from the old gallery; its engine must be able to.
+        drop_old: Whether items that moved are removed from the old gallery; its engine must be able to. Where the
+            bridge corrects hubs, none are before scores are calibrated by 20 items that both parts hold.
 
     Raises:
         WrongSpace: If the transformer does not fit the gallery, or a new store is in another space than the queries.
@@ -187,10 +183,13 @@ def backfill(
                     moved += len(joined)
         if found.calibration is None and bridge.corrected and len(native) >= LEAST_ITEMS:
             learned = learn_calibration(gallery, EmbeddingStore.open(out / NEW), transformer, old_space=space)
-            MixedState(**{**vars(found), "calibration": learned}).write(out)
+            found = replace(found, calibration=learned)
+            found.write(out)
         ids = native.items["item_id"]
         rows = len(items) + int((~among(ids, items["item_id"])).sum())  # moved items may be removed already
-        removed = live.remove(locate(gallery)[1], ids) if live and len(ids) else (0 if live else None)
+        removed = None if live is None else 0
+        if live and len(ids) and (found.calibration or not bridge.corrected):
+            removed = live.remove(locate(gallery)[1], ids)
         return BackfillResult(out, moved, before, strangers, len(ids), rows, removed)
 
 
@@ -198,6 +197,8 @@ def open_mixed(
     folder: str | Path, transformer: Transformer | None = None, *, gallery: str | None = None
 ) -> MixedGallery:
     """The mixed gallery of a folder as its last commit has it; open it again to see what moved since.
+
+    Where the bridge corrects hubs, all is searched through it until 20 items are native, which calibrate scores.
 
     Args:
         folder: What `backfill` made.
@@ -218,97 +219,13 @@ def open_mixed(
     if digest != state.transformer:
         raise WrongSpace(f"{folder} was made with another transformer, or with none where one is given; pass that one")
     with _native_store(folder, state.query_space, write=False) as native:
-        calibration = state.calibration or (Calibration() if not len(native) else None)
-        return MixedGallery(gallery or state.gallery, native, transformer, calibration, old_space=state.gallery_space)
-
-
-def next_items(
-    gallery: str,
-    transformer: Transformer | None,
-    out: str | Path,
-    count: int,
-    *,
-    order: str = "auto",
-    space: EmbeddingSpace | None = None,
-    seed: int = 0,
-) -> pl.DataFrame:
-    """The next items to re-embed: item_id, and label where the gallery has labels, at most `count` rows, in order.
-
-    Args:
-        gallery: URI of the old gallery, or of a migrated one.
-        transformer: What bridges it, or what it was migrated by.
-        out: The folder of `backfill`; what is native in it is passed over. It need not be there yet.
-        count: How many.
-        order: `random`; `per_identity`, whole identities; `uncertainty`, the items first whose bridged vector is
-            farthest from what the map was fitted to; `auto`, uncertainty where it is known and random elsewhere; a
-            report.json of `compat.evaluate`, for the order of its that had the largest area under its curve; or a
-            table with item_id in the order wanted.
-        space: What the gallery's vectors are, where it cannot tell.
-        seed: Of the random ones.
-
-    Raises:
-        ValueError: If the order cannot be formed.
-    """
-    rows = read_rows(gallery, space=space)
-    items = rows.item_table()
-    store = Path(out) / NEW
-    done = open_complete(store).items["item_id"] if (store / "store.json").is_file() else items["item_id"].clear()
-    ordered = items[_order(order, rows, items, transformer, seed)]
-    return ordered.filter(pl.Series(~among(ordered["item_id"], done))).head(count)
-
-
-def _order(order: str, rows: Rows, items: pl.DataFrame, transformer: Transformer | None, seed: int) -> np.ndarray:
-    path = Path(order)
-    if path.suffix.lower() == ".json" and path.is_file():
-        order = _recommended(path)
-    elif order not in ORDERS:
-        wanted = read_item_table(path, "item_id")["item_id"].cast(pl.String)
-        places = dict(zip(items["item_id"].cast(pl.String), range(len(items)), strict=True))
-        found = [places[item] for item in wanted if item in places]
-        if not found:
-            raise ValueError(f"{order} names none of the {len(items)} items of {rows.described.path}; correct --order")
-        return np.array(found, np.int64)
-    if order == "per_identity":
-        if "label" not in items:
-            raise ValueError(f"{rows.described.path} has no labels, so no order per identity; take --order random")
-        return identity_order(items["label"].rank("dense").fill_null(0).to_numpy(), seed=seed)
-    if order == "uncertainty" or (order == "auto" and _knows(transformer, rows)):
-        if transformer is None or not _knows(transformer, rows):
-            raise ValueError(
-                "uncertainty is known of a gallery that an old-to-new transformer maps, uncorrected, and that knows "
-                "what it was fitted to; take --order random"
-            )
-        return uncertainty_order(_novelty(rows, transformer))
-    return random_order(len(items), seed=seed)
-
-
-def _recommended(report: Path) -> str:
-    body: Any = json.loads(report.read_text())
-    orders: Mapping[str, Any] = (body.get("backfill") or {}).get("orders") or {} if isinstance(body, dict) else {}
-    if not orders:
-        raise ValueError(
-            f"{report} compares no orders of a backfill; evaluate with --new-gallery, or take --order random"
-        )
-    best = max(orders, key=lambda name: orders[name]["area"])
-    if best not in ORDERS:
-        raise ValueError(f"in {report} the order {best!r} was best, which was a table; give that table as --order")
-    return best
-
-
-def _knows(transformer: Transformer | None, rows: Rows) -> bool:
-    return (
-        transformer is not None
-        and transformer.familiarity is not None
-        and transformer.direction == "old-to-new"
-        and rows.described.space in (transformer.source, transformer.target)
-    )
-
-
-def _novelty(rows: Rows, transformer: Transformer) -> np.ndarray:
-    familiarity, old = transformer.familiarity, rows.described.space == transformer.source
-    assert familiarity is not None
-    plain = transformer.without_correction()
-    return np.concatenate([familiarity.novelty(vectors) for _, vectors in rows.batches(plain if old else None)])
+        old = gallery or state.gallery
+        native_ids = native.items["item_id"]
+        if state.calibration is None and len(native_ids) < LEAST_ITEMS:
+            corrected = BridgedGallery(old, transformer, space=state.gallery_space).corrected
+            native_ids = native_ids.clear() if corrected else native_ids
+        spaces = {"old_space": state.gallery_space, "new_space": state.query_space}
+        return MixedGallery(old, native, transformer, state.calibration, native_ids=native_ids, **spaces)
 
 
 def _begun(out: Path, state: MixedState) -> MixedState:

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import polars as pl
 
-from compat.migration.engines import Described, MemoryEngine, Rows, SearchesItself, opened, search_without
+from compat.migration.engines import Described, MemoryEngine, Rows, Searches, opened, search_without
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.serving import QueryForm, is_lifted, query_form
 from stores.space import EmbeddingSpace
@@ -71,7 +71,7 @@ class BridgedGallery:
         self.transformer = transformer
         nothing = pl.Series("item_id", [], dtype=pl.String)
         hidden = nothing if leave_out is None else leave_out
-        self._engine: SearchesItself
+        self._engine: Searches
         if isinstance(found, Rows):
             self._engine, self._leave_out = MemoryEngine(found, None if ready else transformer, hidden), nothing
         else:

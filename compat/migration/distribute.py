@@ -96,11 +96,7 @@ def copy_in_parts(
         Paused: If `pause` was asked to; the parts that are done stay done.
         ValueError: If a gallery can be read or written by one process only, or the source changed meanwhile.
     """
-    if locate(source)[0] not in SOURCES:
-        raise ValueError(
-            f"{redact(source)} is read by one process only, as it may change or is read from its beginning on; "
-            f"use --workers 1 and no --scheduler (several processes read {', '.join(SOURCES)})"
-        )
+    require_parts(source, target)
     scheme, location = _parts_place(target)
     gathered = (scheme, location) != locate(target)  # for a file, made in the end
     space = transformer.served_space
@@ -113,6 +109,8 @@ def copy_in_parts(
     part_rows = engine.begin_parts(location, space, provenance, rows)
     with engine.hold_parts(location):
         done = engine.parts_done(location)
+        if done:
+            _require_unchanged(source, target, provenance)
         left = [number for number in range(-(-rows // part_rows)) if number not in done]
         before = rows - sum(min(part_rows, rows - number * part_rows) for number in left)
         if left:
@@ -135,16 +133,26 @@ def copy_in_parts(
                         on_rows(counted, rows)
                     if pause is not None:
                         pause.check()
-            if digest(source) != provenance["source_digest"]:
-                raise ValueError(
-                    f"{redact(source)} changed while it was copied, so that the copy is of neither version; remove "
-                    f"{redact(target)} and migrate again, with one process if the source cannot be left alone"
-                )
+            _require_unchanged(source, target, provenance)
         engine.finish_parts(location)
     if gathered:
         with closing(open_target(target, space, provenance)) as written:
             written.finish()
     return before
+
+
+def require_parts(source: str, target: str) -> None:
+    """Make sure that many processes can read a source and write a target.
+
+    Raises:
+        ValueError: If one process only reads or writes such a gallery.
+    """
+    if locate(source)[0] not in SOURCES:
+        raise ValueError(
+            f"{redact(source)} is read by one process only, as it may change or is read from its beginning on; "
+            f"use --workers 1 and no --scheduler (several processes read {', '.join(SOURCES)})"
+        )
+    _parts_place(target)
 
 
 def _parts_place(target: str) -> tuple[str, str]:
@@ -159,6 +167,14 @@ def _parts_place(target: str) -> tuple[str, str]:
     if scheme in _FILES - {"zarr+array"}:
         return "zarr", str(partial_path(Path(location)))
     raise ValueError(f"{redact(target)} is written by one process only; use --workers 1 and no --scheduler")
+
+
+def _require_unchanged(source: str, target: str, provenance: dict[str, Any]) -> None:
+    if digest(source) != provenance["source_digest"]:
+        raise ValueError(
+            f"{redact(source)} changed while it was copied, so that the copy is of neither version; remove "
+            f"{redact(target)} and migrate again, with one process if the source cannot be left alone"
+        )
 
 
 def _from_anywhere(uri: str) -> str:

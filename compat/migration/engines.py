@@ -24,17 +24,21 @@ from stores.store import EmbeddingStore
 _ALIKE = 1e-3
 
 
+class Searches(Protocol):
+    """Whatever finds the nearest items of vectors."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[Sequence[Sequence[str | int]], np.ndarray]:
+        """Ids of the k nearest items of each query float32 [q, d], and their scores [q, k], both in falling order."""
+        ...
+
+
 @runtime_checkable
-class SearchesItself(Protocol):
-    """Whatever finds the nearest items of its own vectors."""
+class SearchesItself(Searches, Protocol):
+    """An engine that also says what its vectors are."""
 
     @property
     def space(self) -> EmbeddingSpace | None:
         """What its vectors are; None where it cannot tell."""
-        ...
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[Sequence[Sequence[str | int]], np.ndarray]:
-        """Ids of the k nearest items of each query float32 [q, d], and their scores [q, k], both in falling order."""
         ...
 
 
@@ -272,7 +276,7 @@ def among(ids: pl.Series, some: pl.Series) -> np.ndarray:
     return ids.is_in(some.implode()).to_numpy()
 
 
-def search_without(engine: SearchesItself, queries: np.ndarray, k: int, leave_out: pl.Series) -> Neighbours:
+def search_without(engine: Searches, queries: np.ndarray, k: int, leave_out: pl.Series) -> Neighbours:
     """The k nearest items that are not left out; an engine is asked for ever more until they are enough."""
     if not len(leave_out):
         ids, scores = engine.search(queries, k)

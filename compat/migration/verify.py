@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ MOST_DIFFERENCE = 1e-4
 _HALF_COSINE, _HALF_DIFFERENCE = 0.9999, 2e-2
 _SCAN_ROWS = 4096
 
-Search = Callable[[np.ndarray, int], list[list[str | int]]]
+Search = Callable[[np.ndarray, int], Sequence[Sequence[str | int]]]
 """Queries as the gallery takes them, float32 [q, d], and k, to the ids of the k items that an index finds for each."""
 
 
@@ -242,7 +242,7 @@ def engine_search(uri: str, similarity: Similarity) -> Search | None:
     if engine is None:
         return None
 
-    def search(queries: np.ndarray, k: int) -> list[list[str | int]]:
+    def search(queries: np.ndarray, k: int) -> Sequence[Sequence[str | int]]:
         return engine.search(location, queries, k, similarity).item_ids
 
     return search

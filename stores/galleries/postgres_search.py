@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from stores.space import Similarity
 if TYPE_CHECKING:
     import psycopg
 
-_OPERATORS = {"cosine": "<=>", "inner_product": "<#>"}
+_OPERATORS: dict[Similarity, LiteralString] = {"cosine": "<=>", "inner_product": "<#>"}
 _MOST_CANDIDATES = 1000  # that pgvector lets a search of HNSW keep
 
 

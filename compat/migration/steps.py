@@ -1,0 +1,303 @@
+"""The steps of one migration: copy, follow what changes, check; and what must hold before the first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compat.migration.changes import LiveGallery, SourceChanges, catch_up
+from compat.migration.copying import OnRows, Pause, copy_rows, serving
+from compat.migration.distribute import copy_in_parts, require_parts
+from compat.migration.records import IdSet, RecordFile, hash_scheme, sort_records
+from compat.migration.state import MigrationState, StateFolder, live_engine, tells_contents
+from compat.migration.verify import MigrationCheck, verify_migration
+from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.serving import SEARCH, search_record
+from stores.galleries import digest, locate, open_source, open_target, redact, zarr_store
+from stores.galleries.card import partial_path
+from stores.galleries.gallery import GallerySource, GalleryTarget
+
+
+class Migration:
+    """The steps of one migration, each of which goes on where an earlier run left it."""
+
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        transformer: Transformer,
+        served: Transformer,
+        source_space: str | None,
+        folder: StateFolder,
+        batch_rows: int,
+        pause: Pause,
+    ) -> None:
+        self.source, self.target, self.folder = source, target, folder
+        self.transformer, self.served, self.source_space = transformer, served, source_space
+        self.batch_rows, self.pause = batch_rows, pause
+        self.source_scheme = locate(source)[0]
+        self.live = live_engine(self.source_scheme) is not None
+        self.provenance: dict[str, Any] = {}
+        self.state = MigrationState(source=folder.source, target=folder.target)
+
+    def copy(self, gallery: GallerySource, on_rows: OnRows | None, workers: int, scheduler: str | None) -> int:
+        """Copy every row once, and return how many were there from an earlier run."""
+        now = digest(self.source)
+        if self.live:  # opened after the digest was taken, it holds no less than that tells of
+            gallery = open_mappable(self.source, self.served, self.source_space)
+        self.provenance = self._provenance(now, len(gallery))
+        found = self.folder.read()
+        if found is not None and self.live and _same_work(found.provenance, self.provenance):
+            self.provenance = found.provenance  # what the target was begun with, whatever changed since
+        many = (workers > 1 or scheduler is not None) and not (found is not None and found.reached("copied"))
+        if many:
+            require_parts(self.source, self.target)
+        if found is None:  # first, so that a target that is begun is known to be ours, whatever the source becomes
+            self.state = self._begun(finished=False)
+        before = None
+        try:
+            if many:
+                before = self._copy_in_parts(on_rows, workers, scheduler)
+                found = self.state = self._begun(finished=True)
+            written = open_target(self.target, self.served.served_space, self.provenance)
+        except FileExistsError:
+            if found is None:
+                self.folder.remove()
+            raise
+        try:
+            before = written.rows_committed if before is None else before
+            fresh = found is None or found.provenance != self.provenance or not (before or written.finished)
+            self.state = self._begun(finished=written.finished) if fresh else found or self.state
+            if not self.state.reached("copied"):
+                self._copy(gallery, written, now, on_rows)
+            if not self.live:
+                self._require_same_source()
+                written.finish()
+        finally:
+            written.close()
+        return before
+
+    def look(self, written: GallerySource) -> None:
+        """Take up a migration whose target is there, without writing to it."""
+        found = self.folder.read()
+        if found is None:
+            seen = digest(self.source) if tells_contents(self.source_scheme) else ""
+            found = replace(self.state, step="copied", seen=seen, provenance=written.provenance)
+        self.state, self.provenance = found, found.provenance
+
+    def _begun(self, *, finished: bool) -> MigrationState:
+        state = MigrationState(
+            source=self.folder.source,
+            target=self.folder.target,
+            provenance=self.provenance,
+            space=self.served.served_space.to_dict(),
+            hashes=hash_scheme() if self.live and not finished else "",
+        )
+        if finished:  # by a run that kept no state, or whose state is gone
+            state = replace(state, step="copied", seen=self.provenance["source_digest"])
+        return self.folder.begin(state)
+
+    def _copy_in_parts(self, on_rows: OnRows | None, workers: int, scheduler: str | None) -> int:
+        return copy_in_parts(
+            self.source,
+            self.served,
+            self.target,
+            self.provenance,
+            workers=workers,
+            scheduler=scheduler,
+            batch_rows=self.batch_rows,
+            on_rows=on_rows,
+            pause=self.pause,
+        )
+
+    def _copy(self, gallery: GallerySource, written: GalleryTarget, now: str, on_rows: OnRows | None) -> None:
+        before = written.rows_committed
+        same = tells_contents(self.source_scheme) and now == self.provenance["source_digest"]
+        offsets = self._offsets(now, len(gallery)) if same or not before else None
+        records = known = None
+        try:
+            if self.live:
+                self._require_hashes()
+                records = RecordFile(self.folder.copied, before)
+                if before and not same:  # rows may have moved: those that are there are known by their ids
+                    sort_records(self.folder.copied, self.folder.sorted)
+                    known = IdSet(self.folder.sorted)
+                self.folder.sorted.unlink(missing_ok=True)
+            copy_rows(
+                gallery,
+                serving(self.served, offsets if known is None else None),
+                written,
+                start=min(before, len(gallery)),
+                batch_rows=self.batch_rows,
+                records=records,
+                known=known,
+                on_rows=on_rows,
+                pause=self.pause,
+            )
+        finally:
+            if records is not None:
+                records.close()
+        self.state = self.folder.write(replace(self.state.at("copied"), seen=now if same or not before else ""))
+
+    def _require_hashes(self) -> None:
+        if self.state.hashes != hash_scheme():
+            raise ValueError(
+                f"{self.folder.folder} was begun with {self.state.hashes or 'another release'}, here is "
+                f"{hash_scheme()}, whose records cannot be compared; go on with that, or begin again: --step discard"
+            )
+
+    def _require_same_source(self) -> None:
+        if digest(self.source) != self.provenance["source_digest"]:
+            raise ValueError(
+                f"{self.folder.source} changed while it was copied, so that the copy is of neither version; leave it "
+                "alone, and begin again: --step discard, then --step run"
+            )
+
+    def follow(self, most_passes: int, settled_below: int) -> SourceChanges | None:
+        """Finish the target, and bring over what changed in the source."""
+        if not self.live:
+            return None
+        scheme, location = locate(self.target)
+        engine = live_engine(scheme)
+        partial = partial_path(Path(location))
+        live = None
+        if engine is not None:
+            self._finish()
+            live = LiveGallery(engine, location)
+        elif (partial / "store.json").is_file():  # the file is not built yet, and takes changes until then
+            spool = zarr_store.StoreTarget(partial, self.served.served_space, self.provenance)
+            spool.finish()
+            spool.close()
+            engine = live_engine("zarr")
+            live = LiveGallery(engine, str(partial)) if engine else None
+        changes = self._catch_up(live, most_passes, settled_below)
+        if scheme != "zarr" and live_engine(scheme) is None:
+            self._finish()
+        return changes
+
+    def _finish(self) -> None:
+        written = open_target(self.target, self.served.served_space, self.provenance)
+        try:
+            written.finish()
+        finally:
+            written.close()
+
+    def _catch_up(self, live: LiveGallery | None, most_passes: int, settled_below: int) -> SourceChanges:
+        seen: list[str] = []
+
+        def unseen() -> bool:
+            seen.append(digest(self.source))
+            return seen[-1] != (seen[-2] if len(seen) > 1 else self.state.seen)
+
+        if self.folder.copied.is_file() or self.folder.sorted.is_file():
+            self._require_hashes()
+        elif not tells_contents(self.source_scheme):
+            return SourceChanges(settled=False)  # no record tells; what came and went is seen by the check
+        changes = catch_up(
+            lambda: open_mappable(self.source, self.served, self.source_space),
+            serving(self.served, None),
+            live,
+            self.folder,
+            batch_rows=self.batch_rows,
+            most_passes=most_passes,
+            settled_below=settled_below,
+            unseen=unseen if tells_contents(self.source_scheme) else None,
+            pause=self.pause,
+        )
+        if seen and changes.settled and seen[-1] != self.state.seen:
+            self.state = self.folder.write(replace(self.state.at("copied"), seen=seen[-1], name=None, before=None))
+        return changes
+
+    def check(self) -> MigrationCheck:
+        """Compare the target with the source as they are now."""
+        gallery = open_mappable(self.source, self.served, self.source_space)
+        unchanged = tells_contents(self.source_scheme) and self.state.seen == self.provenance.get("source_digest")
+        check = verify_migration(
+            gallery,
+            self.served,
+            open_source(self.target),
+            offsets=self._offsets(self.state.seen, len(gallery)) if unchanged else None,
+            any_order=not (unchanged and tells_contents(locate(self.target)[0])),
+        )
+        if self.folder.begun and not self.state.reached("verified"):
+            self.state = self.folder.write(self.state.at("verified"))
+        return check
+
+    def _offsets(self, source_digest: str, rows: int) -> np.ndarray | None:
+        return self.served.known_offsets(source_digest, rows)
+
+    def _provenance(self, source_digest: str, rows: int) -> dict[str, Any]:
+        search = search_record(self.served) if self.served.correction else None
+        return {
+            "migrated_from": redact(self.source),
+            "source_rows": rows,
+            "source_digest": source_digest,
+            "source_space": self.served.gallery_space.to_dict(),
+            "transformer": {"family": self.transformer.family, "digest": self.transformer.digest()},
+            **({SEARCH: search} if search else {}),
+        }
+
+
+def _same_work(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether two provenances differ in nothing but how the source was at the time."""
+    moving = {"source_rows", "source_digest"}
+    return {k: v for k, v in found.items() if k not in moving} == {k: v for k, v in expected.items() if k not in moving}
+
+
+def require_apart(source: str, target: str) -> None:
+    """Make sure that a gallery is not to be written over itself.
+
+    Raises:
+        ValueError: If source and target are the same place.
+    """
+    if locate(source) == locate(target):
+        raise ValueError(
+            f"source and target are both {redact(source)}; the old gallery is never overwritten, name another"
+        )
+
+
+def open_mappable(uri: str, transformer: Transformer, source_space: str | None = None) -> GallerySource:
+    """Open a gallery that a transformer changes; see `require_mappable`.
+
+    Args:
+        uri: Where it is.
+        transformer: Maps it, or corrects it.
+        source_space: Name of the space of a gallery that cannot tell.
+
+    Raises:
+        WrongSpace: If the name is not that of the space that the transformer expects.
+    """
+    space = None
+    if source_space is not None:
+        space = transformer.gallery_space
+        if space.name != source_space:
+            raise WrongSpace(
+                f"the transformer's gallery is in {space}, the name given is {source_space!r}; "
+                "use a transformer of that space"
+            )
+    gallery = open_source(uri, space=space)
+    require_mappable(gallery, transformer, redact(uri))
+    return gallery
+
+
+def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str) -> None:
+    """Make sure that a transformer changes this gallery: maps it, or corrects it.
+
+    Raises:
+        WrongSpace: If it maps queries and corrects nothing, or is of another space.
+        ValueError: If the gallery is empty, or cannot tell its space.
+    """
+    if not len(gallery):
+        raise ValueError(f"the gallery {uri} is empty; there is nothing to migrate")
+    if gallery.space is None:
+        raise ValueError(
+            f"{uri} does not tell which model made its vectors; make a store of it with python -m stores.convert and "
+            "--space-name, and migrate that, or name the model here: --source-space"
+        )
+    if transformer.direction == "new-to-old" and transformer.correction:
+        transformer.require("new-to-old", transformer.source, gallery.space)
+    else:
+        transformer.require("old-to-new", gallery.space)
