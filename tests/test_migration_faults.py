@@ -56,10 +56,10 @@ def undisturbed(tmp_path_factory):
 
 
 def places(kills):
-    return [pytest.param(kills), pytest.param(5 * kills, marks=pytest.mark.slow)]
+    return [pytest.param(kills), pytest.param(10 * kills, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("kills", places(10))
+@pytest.mark.parametrize("kills", places(5))
 @pytest.mark.parametrize("target", ["new", "new.parquet"])
 def test_killed_at_any_act_upon_the_disk_it_ends_as_if_never_interrupted(undisturbed, tmp_path, target, kills):
     source = undisturbed / "old"
@@ -76,7 +76,7 @@ def test_killed_at_any_act_upon_the_disk_it_ends_as_if_never_interrupted(undistu
     assert died >= kills
 
 
-@pytest.mark.parametrize("kills", places(4))
+@pytest.mark.parametrize("kills", places(2))
 @pytest.mark.parametrize("target", ["new", "new.parquet"])
 def test_killed_while_the_source_changes_it_ends_with_what_the_source_holds(tmp_path, target, kills):
     chance = random.Random(kills)
@@ -93,7 +93,7 @@ def test_killed_while_the_source_changes_it_ends_with_what_the_source_holds(tmp_
         assert_migrated(str(folder / target), held)
 
 
-@pytest.mark.parametrize("kills", places(5))
+@pytest.mark.parametrize("kills", places(3))
 def test_killed_while_changes_are_brought_over_none_is_lost(undisturbed, tmp_path, kills):
     chance = random.Random(kills)
     for number in range(kills):
