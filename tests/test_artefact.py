@@ -143,7 +143,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "unified"}, "unknown transformer 'unified'; choose one of identity"),
+        ({"family": "oracle"}, "unknown transformer 'oracle'; choose one of identity"),
         ({"family": "msresnet"}, "cannot be read"),
         ({"direction": "sideways"}, "direction 'sideways', expected one of new-to-old, old-to-new"),
         ({"direction": "old-to-new"}, "does not match its digest"),

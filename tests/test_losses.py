@@ -175,5 +175,7 @@ def test_other_shapes_are_refused(shapes):
 
 @pytest.mark.parametrize("weights", [(-1, 1), (1, -0.1), (0, 0)])
 def test_weights_that_mean_nothing_are_refused(weights):
-    with pytest.raises(ValueError, match="loss weights must not be negative nor all zero"):
+    with pytest.raises(
+        ValueError, match="loss weights must not be negative, nor cosine_weight and mse_weight both zero"
+    ):
         LossWeights(cosine_weight=weights[0], mse_weight=weights[1])
