@@ -360,5 +360,5 @@ def test_the_card_is_plain_json_for_people(tmp_path):
     card = json.loads((tmp_path / "card.json").read_text())
     assert card.keys() == {
         *("format_version", "family", "direction", "source", "target", "digest", "training", "correction"),
-        *("familiarity", "sha256"),
+        *("familiarity", "sha256", "width"),
     }

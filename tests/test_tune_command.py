@@ -82,14 +82,15 @@ def study_of(url, out):
         yield study
 
 
-def a_running_trial(study):
+def a_running_trial(study, process):
     """A trial at work: its number and its worker's process."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if LEASE in trial.user_attrs and trial.params:
                 return trial.number, trial.user_attrs[LEASE]["pid"]
-        time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
     raise AssertionError("no trial began")
 
 
@@ -106,7 +107,7 @@ def killed_trial(trials):
 def test_a_killed_command_goes_on_where_it_was(stores, tmp_path):
     argv = arguments(stores, tmp_path, *LONG, "--trials", 2, size="many-")
     with running(*argv) as process, study_of(None, tmp_path) as study:
-        number, pid = a_running_trial(study)
+        number, pid = a_running_trial(study, process)
         assert pid == process.pid
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -144,7 +145,7 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_the_others(stores, tmp_path
     more = [] if url is None else ["--storage", url]
     argv = arguments(stores, tmp_path, *LONG, "--trials", 3, "--workers", 2, *more, size="many-")
     with running(*argv) as process, study_of(url, tmp_path) as study:
-        _, pid = a_running_trial(study)
+        _, pid = a_running_trial(study, process)
         assert pid != process.pid
         os.kill(pid, signal.SIGKILL)
         out, err = process.communicate(timeout=120)

@@ -57,6 +57,21 @@ def test_a_storage_that_cannot_be_reached_is_one_line_without_the_password(tmp_p
     assert "ada:***@127.0.0.1" in str(error.value)
 
 
+def test_tables_that_another_command_makes_at_this_moment_are_waited_for(tmp_path, monkeypatch):
+    from sqlalchemy.exc import IntegrityError
+
+    begin, refused = optuna.storages.RDBStorage.__init__, iter([IntegrityError("CREATE TABLE", None, Exception())])
+
+    def begun_twice(*arguments, **options):
+        if error := next(refused, None):
+            raise error
+        begin(*arguments, **options)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", begun_twice)
+    with opened_storage(f"sqlite:///{tmp_path}/study.db", tmp_path) as kept:
+        assert optuna.create_study(storage=kept).trials == []
+
+
 def test_a_missing_driver_is_named(monkeypatch):
     monkeypatch.setattr(storage, "find_spec", lambda _name: None)
     with pytest.raises(ImportError, match=r'pip install "\.\[postgres\]"'):

@@ -69,8 +69,9 @@ def test_a_map_computes_the_formula():
     generator = np.random.default_rng(1)
     linear = LinearMap.from_arrays(generator.normal(size=(6, 4)), generator.normal(size=4), generator.normal(size=6))
     network = UnifiedMap.starting_at(linear, width=3)
-    for block in network.blocks:
-        torch.nn.init.normal_(block.output.weight)
+    for name, parameter in network.named_parameters():
+        if name.endswith("output.weight"):
+            torch.nn.init.normal_(parameter)
     state = {name: value.numpy().astype(float) for name, value in network.state_dict().items()}
     vectors = 20 * generator.normal(size=(7, 6)).astype(np.float32)
     for found, x in zip(network(torch.from_numpy(vectors)).detach().numpy(), vectors.astype(float), strict=True):
@@ -136,7 +137,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_that_there_are(labels):
     else:
         centres = unit(classifier.weights.numpy())
         logits = [16 * side @ torch.from_numpy(centres).T for side in (a, b)]
-        entropy, divergence = posterior_losses(*logits, codes)
+        entropy, divergence = posterior_losses(logits[0], logits[1], codes)
         assert float(terms.contrast) == 0
         assert float(terms.classification) == pytest.approx(float((share * entropy).sum()))
         assert float(terms.kl) == pytest.approx(float((share * divergence).sum()))

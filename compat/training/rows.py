@@ -21,7 +21,7 @@ from stores.stream import BUFFER_ROWS
 
 READ_ROWS = 1024
 """Real rows read at a time: a batch alone would take a few rows of each of the buffer's chunks, in as many calls."""
-SYNTHETIC_BYTES = 32 * 2**20
+SYNTHETIC_BYTES = 16 * 2**20
 """Vectors of parents of synthetic rows read at a time, or of one batch; reading takes as much again for a moment."""
 
 

@@ -26,6 +26,8 @@ SINGLES: dict[str, Callable[[Solutions], Any]] = {
     "whitened": lambda solutions: solutions.whitened(1.0, 1.0),
 }
 """Maps of one direction, of usual settings, that the pair of maps is compared with."""
+SINGLE_CORRECTIONS = (0.0, 0.5)
+"""Hubness corrections that each is tried with, as `auto` would."""
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -112,7 +114,7 @@ def fit_unified(
         "best_epoch": training.best_epoch,
         "start": training.start.to_dict() | {"shrinkage": training.shrinkage},
         "returned_start": training.best_epoch < 0,
-        "single_direction": {name: score.to_dict() for name, score in singles.items()},
+        "single_direction": {single.name: score.to_dict() for single, score in singles.items()},
         "notes": _notes(pairs, training, singles),
     }
     return _halves(pairs, *training.best_maps, record, seed=options.seed)
@@ -149,8 +151,26 @@ def _halves(
     )
 
 
-def _single_directions(real: Pairs, judge: UnifiedJudge, options: FitOptions) -> dict[str, HeldOutScore]:
-    """Scores of linear maps of one direction, fitted to the same folds, by family and direction."""
+class _Single(NamedTuple):
+    """A map of one direction that the user could have instead."""
+
+    family: str
+    direction: Direction
+    correction: float
+
+    @property
+    def name(self) -> str:
+        corrected = f" + hubness correction {self.correction:g}" if self.correction else ""
+        return f"{self.family} {self.direction}{corrected}"
+
+    @property
+    def wanted(self) -> str:
+        corrected = f" --correction {self.correction:g}" if self.correction else ""
+        return f"--transformer {self.family} --direction {self.direction}{corrected}"
+
+
+def _single_directions(real: Pairs, judge: UnifiedJudge, options: FitOptions) -> dict[_Single, HeldOutScore]:
+    """Scores of linear maps of one direction, fitted to the same folds."""
     found = {}
     ways: tuple[Direction, Direction] = ("new-to-old", "old-to-new")
     for direction in ways:
@@ -158,19 +178,20 @@ def _single_directions(real: Pairs, judge: UnifiedJudge, options: FitOptions) ->
         moments = fold_moments(real, np.zeros(len(real), np.int64), direction, preparation, target=True)[0]
         solutions = Solutions(moments, preparation)
         for family, solve in SINGLES.items():
-            found[f"{family} {direction}"] = judge.single(direction, as_map(solve(solutions)))
+            scores = judge.single(direction, as_map(solve(solutions)), SINGLE_CORRECTIONS)
+            for correction, score in zip(SINGLE_CORRECTIONS, scores, strict=True):
+                found[_Single(family, direction, correction)] = score
     return found
 
 
-def _notes(pairs: Pairs, training: UnifiedRun, singles: dict[str, HeldOutScore]) -> list[str]:
+def _notes(pairs: Pairs, training: UnifiedRun, singles: dict[_Single, HeldOutScore]) -> list[str]:
     notes = []
     best, score = max(singles.items(), key=lambda item: item[1].mean_reciprocal_rank)
     if score.mean_reciprocal_rank >= training.best.mean_reciprocal_rank:
-        family, direction = best.split()
         notes.append(
-            f"a single-direction map is at least as good on the held-out pairs ({family}, {direction}: reciprocal rank "
+            f"a single-direction map is at least as good on the held-out pairs ({best.name}: reciprocal rank "
             f"{score.mean_reciprocal_rank:.3f}, unified: {training.best.mean_reciprocal_rank:.3f}); unless both models "
-            f"are to share one gallery, use --transformer {family} --direction {direction}"
+            f"are to share one gallery, use {best.wanted}"
         )
     if training.best_epoch < 0:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,9 +70,10 @@ class UnifiedJudge:
             gallery = gallery._replace(vectors=old_map(np.array(gallery.vectors, dtype=np.float32)))
         return self._of(seen, "new-to-old", gallery).score(new_map)
 
-    def single(self, direction: Direction, apply: Map) -> HeldOutScore:
-        """One side through a map, the other as it is."""
-        return self._of(self.pairs, direction, self._gallery).score(apply)
+    def single(self, direction: Direction, apply: Map, corrections: Sequence[float]) -> list[HeldOutScore]:
+        """One side through a map, the other as it is, for each strength of hubness correction."""
+        judge = self._of(self.pairs, direction, self._gallery)
+        return [judge.summary([ranked]) for ranked in judge.rank(apply, corrections)]
 
     def _of(self, pairs: Pairs, direction: Direction, gallery: Distractors | None) -> HeldOutRetrieval:
         return HeldOutRetrieval(pairs, self._held_out, direction, seed=self._seed, distractors=gallery)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 JOURNAL = "journal.log"
 HEARTBEAT_SECONDS = 20
 """How often a worker tells a database that it lives."""
+TABLE_ATTEMPTS = 5
+"""How often the tables of a new database are tried to be made, where several commands begin at once."""
 SILENT_SECONDS = 120
 """A worker that was not heard of for so long is dead; its trial goes to another."""
 
@@ -145,15 +148,25 @@ def plain_errors(url: str | None) -> Iterator[None]:
 def _database(url: str) -> BaseStorage:
     from optuna.exceptions import ExperimentalWarning
     from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=SILENT_SECONDS,
-            heartbeat_stale_trial_callback=retry,
-        )
+    for attempt in range(TABLE_ATTEMPTS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return RDBStorage(
+                    url,
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=SILENT_SECONDS,
+                    heartbeat_stale_trial_callback=retry,
+                )
+        except (IntegrityError, ProgrammingError, OperationalError) as error:
+            # Another command makes the same tables of a new database at this moment.
+            made = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not made or attempt == TABLE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _journal(path: Path) -> BaseStorage:
