@@ -85,8 +85,8 @@ class FitOptions:
 
     Attributes:
         transformer: Family of the map: identity, procrustes, ridge, shrunk (ridge towards procrustes), whitened,
-            reduced_rank, blend (of procrustes and ridge), mlp, residual_mlp, msresnet; or auto, the best of them by
-            retrieval of held-out pairs.
+            reduced_rank, blend (of procrustes and ridge), mlp, residual_mlp, msresnet; unified, two maps into one new
+            space; or auto, the best of the others by retrieval of held-out pairs.
         direction: `new-to-old` maps queries into the old gallery's space, `old-to-new` maps the gallery.
         correction: Share of each gallery vector's nearness to queries that is taken off its score (hubness correction;
             0.5 is usual). Not given: auto chooses, other families have none.
@@ -100,7 +100,8 @@ class FitOptions:
         epochs: Most passes of a network over the pairs.
         batch_size: Pairs in a step of a network.
         learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
-        width: Hidden units of residual_mlp; by default as many as the larger dimension, at most 1,024.
+        width: Hidden units of residual_mlp, and of each block of unified; by default as many as the larger dimension,
+            at most 1,024.
         precision: What a network is trained in: `fp32`, `bf16` (weights, loss and judging stay fp32), or `auto`, which
             is bf16 for msresnet where the processor multiplies it and fp32 for all others.
         folds: The pairs are divided into this many parts, identities kept together; choices are made by

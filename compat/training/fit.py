@@ -13,7 +13,7 @@ from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS
 from compat.training.closed_form import fit_closed_form, require_finite
 from compat.training.familiarity import fit_familiarity
-from compat.training.gradient import OnEpoch, fit_network
+from compat.training.gradient import OnEpoch, OnNote, fit_network
 from compat.training.ladder import OnCandidate, fit_best
 from compat.training.selection import Distractors, bank_pairs
 from compat.transformers import CHOICES, known_family
@@ -31,6 +31,7 @@ def fit_transformer(
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_candidate: OnCandidate | None = None,
+    on_note: OnNote | None = None,
 ) -> Transformer:
     """Fit a map between the two spaces of the pairs.
 
@@ -41,6 +42,7 @@ def fit_transformer(
         checkpoint: For networks: a file to go on from after an interruption.
         on_epoch: For networks: called with each epoch's record.
         on_candidate: For auto: called with a line for each family searched.
+        on_note: For networks: called with a line before something that takes long, such as a first compilation.
 
     Returns:
         The transformer. `training["held_out"]` is its retrieval on pairs that the map did not see, `training["notes"]`
@@ -60,7 +62,9 @@ def fit_transformer(
         fitted = fit_closed_form(pairs, options, gallery)
     else:
         require_finite(pairs)
-        fitted = fit_network(pairs, options, distractors=gallery, checkpoint=checkpoint, on_epoch=on_epoch)
+        fitted = fit_network(
+            pairs, options, distractors=gallery, checkpoint=checkpoint, on_epoch=on_epoch, on_note=on_note
+        )
         fitted = fitted._replace(family=options.transformer, correction=options.correction or 0.0)
     notes = list(fitted.notes)
     if len(pairs) < source.dim:

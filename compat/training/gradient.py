@@ -18,9 +18,10 @@ from compat.training.network_run import NetworkRun, at_raw_length
 from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, identity_folds
 from compat.transformers.linear import LinearMap
 
-__all__ = ["OnEpoch", "at_raw_length", "fit_network"]
+__all__ = ["OnEpoch", "OnNote", "at_raw_length", "fit_network"]
 
 OnEpoch = Callable[[dict[str, Any]], None]
+OnNote = Callable[[str], None]
 
 
 def fit_network(
@@ -31,7 +32,7 @@ def fit_network(
     distractors: Distractors | None = None,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    on_note: Callable[[str], None] | None = None,
+    on_note: OnNote | None = None,
 ) -> Fitted:
     """Train mlp, msresnet or residual_mlp on all folds but one; keep the epoch that retrieves that fold best.
 
@@ -97,7 +98,12 @@ def fit_network(
         facts |= {"start": training.start.to_dict(), "returned_start": training.best_epoch < 0}
     linear = judge.score(as_map(fit_ridge_on(real, options.direction)))
     facts["linear_baseline"] = linear.to_dict()
-    notes = (synthetic.note, _about_terms(pairs, training, options), _about_lines(linear, training, options))
+    notes = (
+        synthetic.note,
+        _about_terms(pairs, training, options),
+        _about_compactness(training, options),
+        _about_lines(linear, training, options),
+    )
     return Fitted(training.best_network, training.best, facts, tuple(note for note in notes if note))
 
 
@@ -106,6 +112,15 @@ def _about_terms(pairs: Pairs, training: NetworkRun, options: FitOptions) -> str
         return "both sides are normalised: the cosine and the squared distance are one loss, their weights void"
     norms = [[record["cosine_gradient"], record["mse_gradient"]] for record in training.history]
     return imbalance(GradientNorms(*np.median(norms, axis=0).tolist()), options.loss)
+
+
+def _about_compactness(training: NetworkRun, options: FitOptions) -> str:
+    if not options.loss.compactness_weight or training.best_epoch == len(training.history) - 1:
+        return ""
+    return (
+        f"of {len(training.history)} epochs the one that retrieves single items best is kept "
+        f"({training.best_epoch + 1}); compactness serves a gallery of means, and goes on to act after it"
+    )
 
 
 def _about_lines(linear: HeldOutScore, training: NetworkRun, options: FitOptions) -> str:
