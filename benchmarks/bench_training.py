@@ -35,7 +35,6 @@ from compat.training.fit import fit_transformer
 
 BATCHES = (256, 1024)
 MEMORY_DIM = 64
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def speed(options: argparse.Namespace) -> str:
@@ -132,8 +131,8 @@ def _one_size(folder: Path, pairs: int) -> list[str]:
 
 def precision(options: argparse.Namespace) -> str:
     """Recall@1 of networks trained in fp32 and in bf16, on real pairs, several seeds."""
-    if not (options.data / "font_identities").is_dir():
-        return "Left out: there is no font_identities/ in the folder that --data names."
+    if options.data is None or not (options.data / "font_identities").is_dir():
+        return "Left out: name a folder that holds font_identities/ with --data."
     data = font_identities(options.data / "font_identities")
     rows = []
     for family, most, epochs in (("mlp", options.mlp_pairs, 15), ("msresnet", options.msresnet_pairs, 4)):
@@ -193,7 +192,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000], help="of memory")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with font_identities/, for precision")
+    parser.add_argument(
+        "--data", type=Path, help="folder with font_identities/, for precision, which is left out without"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--mlp-pairs", type=int, default=15_999)
     parser.add_argument("--msresnet-pairs", type=int, default=4_000, help="0 leaves it out")

@@ -29,6 +29,7 @@ from compat.neighbors import ArrayRows
 from compat.options import Direction, FitOptions, Inputs, Precision
 from compat.pairs import Pairs
 from compat.training.fit import fit_transformer
+from compat.transformers import CHOICES, PAIRED
 from stores.space import EmbeddingSpace, is_normalized
 
 
@@ -105,6 +106,11 @@ class EmbeddingMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Raises:
             ValueError: If the arrays do not fit each other or hold NaN, or a parameter is out of range.
         """
+        if self.family in PAIRED:
+            raise ValueError(
+                f"EmbeddingMap is one map and {self.family} is two, found family={self.family!r}, expected one of "
+                f"{', '.join(CHOICES)}; fit both with compat.training.unified.fit_unified"
+            )
         source, target = self._checked(X, y, reset=True)
         seed = self.random_state
         if not isinstance(seed, int | np.integer):

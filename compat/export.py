@@ -33,7 +33,8 @@ class ExportOptions:
             them, unit length and a 1 appended.
         uncorrected: For faiss: whether to leave the transformer's hubness correction out, for an index without room.
         unit: For faiss: whether mapped queries are scaled to unit length; `auto` where the old model's vectors are, or
-            the index compares them by inner product in place of the cosine.
+            the index compares them by inner product in place of the cosine. An index that compares by distance has
+            to hold unit vectors for any map but an mlp that learned their lengths.
         check: For faiss: whether to search the result and compare, which takes the index into memory once.
         tolerance: Largest difference from the transformer: of a vector as a share of its length, of a score as a share
             of the largest.
@@ -51,11 +52,12 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         allowed = SUFFIXES[self.format]
+        wanted = f"{' or '.join(allowed)} for --format {self.format}"
+        if self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a folder; name a file that ends in {wanted}")
         if self.out.suffix not in allowed:
-            raise ValueError(
-                f"--out {self.out} ends in {self.out.suffix or 'nothing'!r}, expected {' or '.join(allowed)} for "
-                f"--format {self.format}"
-            )
+            found = f"ends in {self.out.suffix!r}" if self.out.suffix else "has no ending"
+            raise ValueError(f"--out {self.out} {found}, expected {wanted}")
         if self.format == "faiss" and self.index is None:
             raise ValueError("--format faiss writes an index anew; name the old gallery's with --index")
         unused: dict[str, Any] = {"serve": "no"}

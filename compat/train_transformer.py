@@ -6,17 +6,18 @@ training goes on when the same command is run again.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compat.options import FitOptions, UnifiedOptions
+from compat.options import FitOptions, InterpolationOptions, UnifiedOptions
 from stores.command_line import run_command
 
 if TYPE_CHECKING:
     from compat.pairs import Pairs
+    from compat.training.told import OnEpoch, OnLine
     from compat.training.unified import UnifiedTransformers
     from compat.transformers.artefact import Transformer
     from stores.store import EmbeddingStore
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 UNIFIED = "unified"
 HALVES = ("old", "new")
 CHECKPOINT = "checkpoint.safetensors"
-
-OnEpoch = Callable[[dict[str, Any]], None]
-OnCandidate = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,27 +76,39 @@ class TrainTransformerOptions(FitOptions):
         super().__post_init__()
         if self.transformer != UNIFIED and self.unified != UnifiedOptions():
             raise ValueError(f"--unified.* is for --transformer unified, found {self.transformer}; leave it out")
+        if self.interpolation.pairing == "none" and self.interpolation != InterpolationOptions():
+            raise ValueError(
+                "--interpolation.* does nothing while --interpolation.pairing is none; give a pairing, for example "
+                "proximity, or leave them out"
+            )
 
 
 def train_transformer(
-    options: TrainTransformerOptions, *, on_epoch: OnEpoch | None = None, on_candidate: OnCandidate | None = None
+    options: TrainTransformerOptions,
+    *,
+    on_epoch: "OnEpoch | None" = None,
+    on_candidate: "OnLine | None" = None,
+    on_note: "OnLine | None" = None,
 ) -> "Transformer":
     """Fit a transformer to two stores and save it; one that is already there, of the same options and pairs, is loaded.
 
     `on_epoch` is called with each epoch's record when a network is trained, `on_candidate` with a line for each family
-    that `auto` has searched.
+    that `auto` has searched, `on_note` with a line before something that takes long.
 
     Raises:
         FileNotFoundError: If a store is missing.
         FileExistsError: If `out` holds another transformer.
-        ValueError: If the stores do not pair up, or an option is wrong.
+        NotADirectoryError: If `out` is a file, or lies beneath one.
+        ValueError: If the stores do not pair up, or an option is wrong or does nothing.
     """
+    from compat.training.applicable import require_applicable
     from compat.training.fit import fit_transformer, with_gallery
     from compat.training.selection import distractors_of
     from compat.transformers import CHOICES, known_family
     from compat.transformers.artefact import load_transformer
 
     known_family(options.transformer, CHOICES)
+    _require_folder(options.out)
     fit = _fit_options(options)
     if taken := [half for half in HALVES if (options.out / half / "card.json").exists()]:
         raise FileExistsError(
@@ -110,6 +120,7 @@ def train_transformer(
             found = load_transformer(options.out)
             _require_made_of(options.out, found, {"options": fit}, pairs=pairs, gallery=digest)
             return found
+        require_applicable(pairs, fit)
         options.out.mkdir(parents=True, exist_ok=True)
         checkpoint = options.out / CHECKPOINT
         transformer = fit_transformer(
@@ -119,6 +130,7 @@ def train_transformer(
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             on_candidate=on_candidate,
+            on_note=on_note,
         )
         transformer.training["gallery"] = digest
         if gallery is not None:
@@ -128,7 +140,7 @@ def train_transformer(
         return transformer
 
 
-def train_unified(options: TrainTransformerOptions, *, on_epoch: OnEpoch | None = None) -> "UnifiedTransformers":
+def train_unified(options: TrainTransformerOptions, *, on_epoch: "OnEpoch | None" = None) -> "UnifiedTransformers":
     """Fit a unified transformer to two stores and save its halves as `out`/old and `out`/new.
 
     Halves that are there, of the same options and pairs, are loaded; where one is missing, both are trained again, or
@@ -137,12 +149,14 @@ def train_unified(options: TrainTransformerOptions, *, on_epoch: OnEpoch | None 
     Raises:
         FileNotFoundError: If a store is missing.
         FileExistsError: If `out` holds another transformer, or a half that this training does not give.
-        ValueError: If the stores do not pair up, or an option is wrong.
+        NotADirectoryError: If `out` is a file, or lies beneath one.
+        ValueError: If the stores do not pair up, or an option is wrong or does nothing.
     """
     from compat.training.selection import distractors_of
-    from compat.training.unified import UnifiedTransformers, fit_unified
+    from compat.training.unified import UnifiedTransformers, fit_unified, require_unified_options
     from compat.transformers.artefact import load_transformer
 
+    _require_folder(options.out)
     fit = _fit_options(options)
     if (options.out / "card.json").exists():
         raise FileExistsError(f"{options.out} holds another transformer; name another --out or remove it")
@@ -155,6 +169,7 @@ def train_unified(options: TrainTransformerOptions, *, on_epoch: OnEpoch | None 
                 wanted = {"options": fit, "unified": options.unified}
                 _require_made_of(options.out / half, there[half], wanted, pairs=pairs, gallery=digest)
         if len(there) < len(HALVES):
+            require_unified_options(fit)
             options.out.mkdir(parents=True, exist_ok=True)
             checkpoint = options.out / CHECKPOINT
             fitted = fit_unified(
@@ -174,6 +189,14 @@ def train_unified(options: TrainTransformerOptions, *, on_epoch: OnEpoch | None 
             checkpoint.unlink(missing_ok=True)
         _require_one_space(options.out, there.values())
         return UnifiedTransformers(*(there[half] for half in HALVES))
+
+
+def _require_folder(out: Path) -> None:
+    for path in (out, *out.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(f"--out is the folder of a transformer, but {path} is a file; name another")
+            return
 
 
 def _require_one_space(out: Path, halves: Iterable["Transformer"]) -> None:
@@ -233,100 +256,17 @@ def _filled(found: Any, defaults: Any) -> Any:
     return {**defaults, **{name: _filled(value, defaults.get(name)) for name, value in found.items()}}
 
 
-def _say_epoch(record: dict[str, Any]) -> None:
-    told = {
-        "loss": ("loss", 4),
-        "cosine_loss": ("cosine", 4),
-        "squared_distance": ("squared distance", 3),
-        "compactness_loss": ("compactness", 4),
-        "similarity_loss": ("similarity", 4),
-        "classification_loss": ("classification", 4),
-        "kl_loss": ("kl", 4),
-        "contrast_loss": ("contrast", 4),
-        "held_out_recall_at_1": ("held-out recall@1", 3),
-    }
-    figures = [f"{words} {record[key]:.{digits}f}" for key, (words, digits) in told.items() if key in record]
-    line = "  ".join([f"epoch {record['epoch']}", *figures, f"{record['pairs_per_second']:.0f} pairs/s"])
-    print(line, file=sys.stderr, flush=True)
-
-
-def _say_training(training: dict[str, Any]) -> None:
-    """What a network was trained in and on, where the card says so."""
-    said = [f"trained in {training['precision']}"] if training.get("precision") else []
-    if synthetic := training.get("synthetic"):
-        said.append(f"{synthetic['samples']} synthetic samples, {synthetic['rate']:.3f} for each real one")
-    if said:
-        print("; ".join(said), file=sys.stderr)
-
-
-def _say_ladder(training: dict[str, Any]) -> None:
-    if "ladder" not in training:
-        return
-    print(f"held-out retrieval by {training['held_out']['relevance']}, {training['held_out']['queries']} queries:")
-    width = max(len(rung["name"]) for rung in training["ladder"])
-    print(f"  {'map':{width}}  recall@1  reciprocal rank        behind the best")
-    for rung in training["ladder"]:
-        rank, behind = rung["mean_reciprocal_rank"], rung["behind_the_best"]
-        mark = "*" if rung["name"] == training["chosen"] else " "
-        print(
-            f"{mark} {rung['name']:{width}}  {rung['recall_at_1']:8.3f}  "
-            f"{rank['value']:.3f} [{rank['low']:.3f}, {rank['high']:.3f}]  "
-            f"{behind['value']:.3f} [{behind['low']:.3f}, {behind['high']:.3f}]"
-        )
-    print(f"chosen: {training['chosen']}, because {training['why']}")
-
-
 def _train_and_tell(options: TrainTransformerOptions) -> None:
+    from compat.training import told
     from compat.transformers import CHOICES, PAIRED, known_family
 
     known_family(options.transformer, (*CHOICES, *PAIRED))
     if options.transformer == UNIFIED:
-        _train_and_tell_unified(options)
+        old, new = train_unified(options, on_epoch=told.say_epoch)
+        told.tell_unified(old, new, options.out)
         return
-    transformer = train_transformer(
-        options, on_epoch=_say_epoch, on_candidate=lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    training = transformer.training
-    _say_ladder(training)
-    _say_training(training)
-    _warn(training)
-    corrected = f" with hubness correction {transformer.correction.strength:g}" if transformer.correction else ""
-    print(
-        f"{transformer.family}{corrected} from {transformer.source} to {transformer.target} ({transformer.direction}), "
-        f"fitted to {training['pairs']} pairs{_judged(training)}: {options.out}"
-    )
-
-
-def _train_and_tell_unified(options: TrainTransformerOptions) -> None:
-    old, new = train_unified(options, on_epoch=_say_epoch)
-    training = new.training
-    print(f"held-out retrieval by {training['held_out']['relevance']}, {training['held_out']['queries']} queries:")
-    rows = {UNIFIED: training["held_out"], "unified, as it started": training["start"], **training["single_direction"]}
-    width = max(map(len, rows))
-    print(f"  {'map':{width}}  recall@1  reciprocal rank")
-    for name, score in rows.items():
-        print(f"  {name:{width}}  {score['recall_at_1']:8.3f}  {score['mean_reciprocal_rank']:15.3f}")
-    _say_training(training)
-    _warn(training)
-    print(
-        f"unified from {old.source} and {new.source} to {new.target}, fitted to {training['pairs']} pairs"
-        f"{_judged(training)}: {options.out / 'old'} maps the gallery, {options.out / 'new'} queries and new items"
-    )
-
-
-def _warn(training: dict[str, Any]) -> None:
-    for note in training["notes"]:
-        print(f"warning: {note}", file=sys.stderr)
-
-
-def _judged(training: dict[str, Any]) -> str:
-    held_out = training["held_out"]
-    if not held_out:
-        return ""
-    return (
-        f"; on held-out pairs recall@1 {held_out['recall_at_1']:.3f} by {held_out['relevance']}, "
-        f"reciprocal rank {held_out['mean_reciprocal_rank']:.3f}"
-    )
+    transformer = train_transformer(options, on_epoch=told.say_epoch, on_candidate=told.say, on_note=told.say)
+    told.tell_transformer(transformer, options.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

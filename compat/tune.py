@@ -24,11 +24,12 @@ def _tune_and_tell(options: TuneOptions) -> None:
     best, ridge, counts = record["best"], record["ridge"], record["trials"]
     print(
         f"{counts.get('complete', 0)} trials complete, {counts.get('pruned', 0)} pruned; trial {best['trial']} is the "
-        f"best: held-out reciprocal rank {best['value']:.4f} (ridge {ridge['mean_reciprocal_rank']:.4f})"
+        f"best: held-out reciprocal rank {best['value']:.4f} (ridge {ridge['mean_reciprocal_rank']:.4f}), on the fold "
+        "that they were chosen by"
     )
     print(f"{record['sentence'][:1].upper()}{record['sentence'][1:]}.")
     test = record.get("test")
-    if test and "measures" in test:
+    if test:
         recall = test["measures"]["recall_at_1"]
         when = "scored before, and not again" if tuned.scored_before else "scored once, now"
         print(
@@ -37,8 +38,8 @@ def _tune_and_tell(options: TuneOptions) -> None:
         )
         if test["config"] != best["config"]:
             print(f"that is the score of configuration {test['config']}; the best is {best['config']} now, unscored")
-    elif test:
-        print(f"test split: {test['reason']}")
+    elif tuned.pending:
+        print("test split: another command is scoring it; run this one again for the score")
     print(f"best.yaml, trials.csv, study.json, study.html: {options.out}")
 
 

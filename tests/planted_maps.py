@@ -20,10 +20,11 @@ def drawn_map(
     corrected: bool = False,
     direction: Direction = "new-to-old",
     centred: bool = True,
+    width: int | None = None,
 ) -> Transformer:
     """A transformer whose every weight, bias, centre and running mean is drawn, running variances in 0.5..1.5."""
     generator = torch.Generator().manual_seed(source_dim * 1000 + target_dim)
-    network = build_network(family, source_dim, target_dim).eval()
+    network = build_network(family, source_dim, target_dim, width).eval()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if "running_var" in name:

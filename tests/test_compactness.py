@@ -95,6 +95,17 @@ def test_pairs_without_labels_have_no_centres():
         identity_centres(Pairs.from_arrays(world.old, world.new), "new-to-old")
 
 
+def test_labels_that_never_repeat_have_no_centres_of_their_own():
+    world = plant(identities=6, samples=4)
+    for labels in (np.arange(24), np.arange(24) * 3 - 5):
+        with pytest.raises(ValueError, match=r"all 24 pairs differ in label, .* give labels that repeat"):
+            identity_centres(Pairs.from_arrays(world.old, world.new, labels), "new-to-old")
+    labels = np.arange(24)
+    labels[7] = 3  # one identity of two is enough
+    found = identity_centres(Pairs.from_arrays(world.old, world.new, labels), "new-to-old")
+    np.testing.assert_allclose(found.take(np.array([3]))[0], (world.old[3] + world.old[7]) / 2, rtol=1e-5, atol=1e-6)
+
+
 def test_the_loss_is_one_less_the_mean_cosine_to_the_centre():
     generator = np.random.default_rng(0)
     predicted, centres = generator.normal(size=(2, 9, 5)).astype(np.float32)

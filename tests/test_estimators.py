@@ -69,6 +69,12 @@ def test_labels_passed_as_targets_are_told_of(world):
         EmbeddingMap().fit(world.new, world.labels)
 
 
+def test_a_family_of_two_maps_is_told_without_naming_a_command(world):
+    with pytest.raises(ValueError, match=r"one map and unified is two, .*expected one of auto, identity.*") as raised:
+        EmbeddingMap("unified").fit(world.new, world.old)
+    assert "compat.train_transformer" not in str(raised.value)
+
+
 def test_unit_targets_give_unit_vectors(world):
     targets = world.old / np.linalg.norm(world.old, axis=1, keepdims=True)
     mapped = EmbeddingMap("ridge", strength=1.0).fit_transform(world.new, targets)
@@ -77,8 +83,7 @@ def test_unit_targets_give_unit_vectors(world):
 
 def test_the_same_seed_gives_the_same_map(world):
     first, second, other = (
-        EmbeddingMap("residual_mlp", strength=1.0, epochs=2, random_state=seed).fit(world.new, world.old)
-        for seed in (3, 3, 4)
+        EmbeddingMap("residual_mlp", epochs=2, random_state=seed).fit(world.new, world.old) for seed in (3, 3, 4)
     )
     assert first.transformer_.digest() == second.transformer_.digest() != other.transformer_.digest()
     drawn = EmbeddingMap("ridge", strength=1.0, random_state=np.random.RandomState(0)).fit(world.new, world.old)

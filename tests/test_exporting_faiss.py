@@ -6,11 +6,16 @@ from planted import open_store, plant, write_store
 from planted_maps import drawn_map
 
 import compat.exporting.faiss_file as faiss_file
+from compat.exporting import faiss_probe
 from compat.exporting.contents import array_map
 from compat.exporting.faiss_chain import over_index, transform_chain
+from compat.exporting.faiss_check import Compared, compare_answers
 from compat.exporting.faiss_file import Unit, export_index
 from compat.migration.run import migrate_gallery
 from compat.neighbors import unit_rows
+from compat.options import FitOptions
+from compat.pairs import Pairs
+from compat.training.fit import fit_transformer
 from compat.transformers.artefact import WrongSpace
 from stores.chunks import DamagedStore
 from stores.convert import ConvertOptions, convert
@@ -24,7 +29,8 @@ ID_MAPPED = ("IDMap,Flat", "IDMap2,HNSW8", "IDMap,PQ4x4")
 
 
 def gallery(rows=ROWS, dim=TARGET):
-    return np.random.default_rng(1).normal(size=(rows, dim)).astype(np.float32)
+    """Unit vectors, as a map that predicts directions needs them."""
+    return unit_rows(np.random.default_rng(1).normal(size=(rows, dim)).astype(np.float32))
 
 
 def queries(count=40):
@@ -91,7 +97,7 @@ def test_unit_length_is_a_choice_where_the_spaces_leave_it_open(tmp_path):
         (L2, "yes", True),
     ]
     for metric, unit, scaled in cases:
-        old = built("Flat", metric, tmp_path / "old.index", unit_rows(gallery()))
+        old = built("Flat", metric, tmp_path / "old.index")
         out = tmp_path / f"{metric}{unit}.index"
         export_index(transformer, tmp_path / "old.index", out, unit=unit, check=False)
         mapped = transformer.transform(queries())
@@ -103,7 +109,7 @@ def test_unit_length_is_a_choice_where_the_spaces_leave_it_open(tmp_path):
 
 def test_items_added_later_are_mapped_too(tmp_path):
     transformer = drawn_map("ridge", SOURCE, TARGET)
-    built("IDMap,Flat", IP, tmp_path / "old.index", unit_rows(gallery()))
+    built("IDMap,Flat", IP, tmp_path / "old.index")
     export_index(transformer, tmp_path / "old.index", tmp_path / "new.index", check=False)
     index = faiss.read_index(str(tmp_path / "new.index"))
     index.add_with_ids(queries(3), np.array([7, 8, 9]))
@@ -150,6 +156,8 @@ def test_an_index_without_room_for_the_correction(tmp_path):
         (drawn_map("ridge", TARGET, SOURCE, direction="old-to-new"), r"maps the gallery.*compat\.migrate"),
         (drawn_map("residual_mlp", SOURCE, TARGET), r"residual_mlp is not linear.*onnx.*compat\.migrate"),
         (drawn_map("msresnet", SOURCE, TARGET), r"msresnet is not linear"),
+        (drawn_map("unified", SOURCE, TARGET), r"a space of their own.*compat\.migrate.*--format onnx or numpy"),
+        (drawn_map("unified", SOURCE, TARGET, direction="old-to-new"), r"^unified maps both models' vectors"),
         (drawn_map("ridge", SOURCE, TARGET + 2), r"vectors of 16 dimensions, expected 18"),
     ],
 )
@@ -226,3 +234,141 @@ def test_damage_is_an_error_of_its_own(tmp_path):
     (tmp_path / "old.index").write_bytes(content[:-40])
     with pytest.raises(DamagedStore):
         export_index(drawn_map("ridge", SOURCE, TARGET), tmp_path / "old.index", tmp_path / "new.index")
+
+
+@pytest.fixture(scope="module")
+def lengthy():
+    """Items of two models whose lengths spread about 170, a ridge fitted to half of them, and the other half."""
+    generator = np.random.default_rng(3)
+    seen = generator.normal(size=(600, 12))
+    old = seen @ generator.normal(size=(12, TARGET)) + 0.3 * generator.normal(size=(600, TARGET))
+    new = seen @ generator.normal(size=(12, SOURCE)) + 0.3 * generator.normal(size=(600, SOURCE))
+    old = (unit_rows(old.astype(np.float32)) * 170 * np.exp(0.4 * generator.normal(size=(600, 1)))).astype(np.float32)
+    new = new.astype(np.float32)
+    ridge = fit_transformer(Pairs.from_arrays(old[:300], new[:300]), FitOptions(transformer="ridge", correction=0.0))
+    return ridge, old[300:], new[300:]
+
+
+def recall(index, asked):
+    return (index.search(asked, 1)[1].ravel() == np.arange(len(asked))).mean()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Flat", "IVF8,Flat", "HNSW8", "IDMap,PQ4x4", "OPQ4,IVF8,PQ4x4", "PQ4x4fs"])
+def test_an_index_of_raw_lengths_gets_no_map_that_finds_nothing_in_it(tmp_path, lengthy, kind):
+    ridge, old, new = lengthy
+    raw = built(kind, L2, tmp_path / "old.index", old)
+    out = tmp_path / "new.index"
+    units: tuple[Unit, ...] = ("auto", "yes")
+    for unit in units:
+        with pytest.raises(
+            ValueError, match=r"holds vectors of length \d\d\d .*the same vectors at unit length$"
+        ) as raised:
+            export_index(ridge, tmp_path / "old.index", out, unit=unit)
+        assert "\n" not in str(raised.value)
+        assert not out.exists()
+    unchecked = export_index(ridge, tmp_path / "old.index", out, check=False)
+    assert "has to hold unit vectors, which was not looked at" in unchecked.notes[0]
+    if kind == "Flat":
+        assert recall(raw, old) == 1.0
+        assert recall(faiss.read_index(str(out)), new) < 0.05  # what the refusal is for
+
+
+def test_an_index_of_unit_vectors_is_found_in(tmp_path, lengthy):
+    ridge, old, new = lengthy
+    direct = unit_rows(ridge.transform(new)) @ unit_rows(old).T
+    expected = (direct.argmax(axis=1) == np.arange(len(old))).mean()
+    assert expected > 0.8
+    for metric in (L2, IP):
+        built("Flat", metric, tmp_path / f"{metric}.index", unit_rows(old))
+        result = export_index(ridge, tmp_path / f"{metric}.index", tmp_path / f"{metric}.out.index")
+        assert result.notes == ()
+        assert recall(faiss.read_index(str(tmp_path / f"{metric}.out.index")), new) == pytest.approx(expected, abs=0.01)
+
+
+def test_maps_at_raw_length_stand_before_raw_vectors_unless_scaled(tmp_path, lengthy):
+    _, old, _ = lengthy
+    built("Flat", L2, tmp_path / "old.index", old)
+    for family in ("mlp", "identity"):
+        result = export_index(drawn_map(family, SOURCE, TARGET), tmp_path / "old.index", tmp_path / f"{family}.index")
+        assert len(result.notes) == (family == "mlp")  # which may have learned the lengths or not
+        assert all("mlp maps to about that length, which a short training" in note for note in result.notes)
+        with pytest.raises(ValueError, match=r"or leave --unit out to map at raw length"):
+            export_index(drawn_map(family, SOURCE, TARGET), tmp_path / "old.index", tmp_path / "unit.index", unit="yes")
+
+
+def test_lengths_that_spread_a_little_are_told_of(tmp_path):
+    spread = np.random.default_rng(0).uniform(0.4, 1.6, size=(ROWS, 1))
+    built("Flat", L2, tmp_path / "old.index", (gallery() * spread).astype(np.float32))
+    result = export_index(drawn_map("ridge", SOURCE, TARGET), tmp_path / "old.index", tmp_path / "new.index")
+    assert "an index of unit vectors loses nothing" in result.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [*KINDS, *ID_MAPPED, "L2norm,Flat", "PQ4x4,RFlat", "NSG8,Flat"])
+def test_a_sample_is_of_the_vectors_that_were_added(tmp_path, kind):
+    built(kind, L2, tmp_path / "old.index")
+    read = faiss.read_index(str(tmp_path / "old.index"))  # which owns what is within
+    found = faiss_probe.sample(faiss.downcast_index(read), 8, 6)
+    nearest = np.linalg.norm(found[:, None] - gallery()[None], axis=2).min(axis=1)
+    assert len(found) == 8
+    assert nearest.max() < (0.7 if "PQ" in kind or "PCA" in kind else 0.02)
+    assert len(np.unique(found, axis=0)) == 8
+
+
+def test_an_empty_index_is_not_said_to_agree(tmp_path):
+    faiss.write_index(faiss.IndexFlatL2(TARGET), str(tmp_path / "old.index"))
+    result = export_index(drawn_map("ridge", SOURCE, TARGET), tmp_path / "old.index", tmp_path / "new.index")
+    assert (result.difference, result.checked, result.rows) == (None, 0, 0)
+    assert "not checked" in str(result)
+    assert result.notes == ("the index is empty, or finds nothing: there was nothing to compare",)
+
+
+def test_what_was_compared_is_told_as_it_is(tmp_path):
+    built("Flat", IP, tmp_path / "old.index")
+    result = export_index(drawn_map("ridge", SOURCE, TARGET), tmp_path / "old.index", tmp_path / "new.index")
+    assert "of the largest score for nine tenths of 64 queries" in str(result)
+
+
+def test_items_are_compared_where_their_scores_are_apart():
+    scores = np.tile(np.linspace(1.0, 0.1, 10), (2, 20, 1))
+    ids = np.tile(np.arange(10), (2, 20, 1))
+    assert compare_answers(scores, ids) == (0.0, 20, None, None)
+    swapped = ids.copy()
+    swapped[0, :, [3, 4]] = swapped[0, :, [4, 3]]
+    assert compare_answers(scores, swapped).difference == np.inf
+    swapped[0, 2:] = ids[0, 2:]
+    assert compare_answers(scores, swapped).difference == 0.0  # nine tenths agree
+    tied = scores.copy()
+    tied[:, :, 4] = tied[:, :, 3]
+    swapped = ids.copy()
+    swapped[0, :, 3], swapped[0, :, 4] = 4, 3
+    assert compare_answers(tied, swapped).difference == 0.0  # equal scores stand in any order
+    fewer = ids.copy()
+    fewer[0, :, 9] = -1
+    assert compare_answers(scores, fewer).difference == np.inf
+    assert compare_answers(scores, np.full_like(ids, -1)) == (None, 0, None, None)
+    some = ids.copy()
+    some[:, :15] = -1
+    assert compare_answers(scores, some).queries == 5
+
+
+def test_a_file_that_finds_other_items_is_not_kept(tmp_path, monkeypatch):
+    built("Flat", IP, tmp_path / "old.index")
+    monkeypatch.setattr(faiss_file, "compare_searches", lambda *_, **__: Compared(float("inf"), 64))
+    with pytest.raises(ValueError, match=r"new\.index finds other items than queries that the transformer maps"):
+        export_index(drawn_map("ridge", SOURCE, TARGET), tmp_path / "old.index", tmp_path / "new.index")
+    assert not (tmp_path / "new.index").exists()
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path):
+    built("Flat", IP, tmp_path / "old.index")
+    built("Flat", IP, tmp_path / "wide.index", gallery(dim=TARGET + 1))
+    unit_target, corrected = (
+        drawn_map("ridge", SOURCE, TARGET, normalized=normal, corrected=not normal) for normal in (True, False)
+    )
+    for transformer, index in ((unit_target, "old.index"), (corrected, "wide.index")):
+        with pytest.raises(ValueError, match="--unit no cannot be had"):
+            export_index(transformer, tmp_path / index, tmp_path / "new.index", unit="no")
+    with pytest.raises(ValueError, match="no hubness correction for --uncorrected to leave out"):
+        export_index(unit_target, tmp_path / "old.index", tmp_path / "new.index", uncorrected=True)

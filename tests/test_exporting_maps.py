@@ -19,7 +19,7 @@ from compat.exporting.onnx_file import METADATA_KEY, export_onnx
 from compat.exporting.onnx_graph import pooling
 from compat.exporting.written import relative_difference
 
-MATRICES = ("identity", "ridge", "mlp", "residual_mlp")
+MATRICES = ("identity", "ridge", "mlp", "residual_mlp", "unified")
 DIMS = ((12, 8), (8, 12), (24, 24))
 
 
@@ -88,7 +88,7 @@ def test_a_zero_vector_and_an_affine_map_without_centre(tmp_path, family):
     assert operators.count("MatMul") == (1 if family == "ridge" else 3)
 
 
-@pytest.mark.parametrize("family", [*MATRICES, "msresnet"])
+@pytest.mark.parametrize("family", ["identity", "ridge", "mlp", "residual_mlp", "msresnet"])
 def test_queries_are_served_as_a_corrected_index_takes_them(tmp_path, family):
     transformer = drawn_map(family, 8, 8, corrected=True)
     vectors = extreme_vectors(8)
@@ -108,6 +108,33 @@ def test_queries_are_served_as_a_corrected_index_takes_them(tmp_path, family):
     spoken = {"np": np, "queries": vectors.astype(np.float64)}
     exec(result.recipe.replace("'map.npz'", repr(str(tmp_path / "map.npz"))), spoken)
     assert relative_difference(spoken["mapped"], expected) < 1e-4
+
+
+def test_serving_without_a_correction_is_refused(tmp_path):
+    for export in (export_onnx, export_arrays):
+        with pytest.raises(ValueError, match=r"no hubness correction, so --serve would change nothing; leave it out"):
+            export(drawn_map("ridge", 8, 6), tmp_path / "map.bin", serve=True)
+
+
+@pytest.mark.parametrize("width", [1, 3, 20])
+def test_unified_maps_of_any_width_and_both_directions(tmp_path, width):
+    for direction in ("new-to-old", "old-to-new"):
+        transformer = drawn_map("unified", 12, 8, normalized=True, direction=direction, width=width)
+        export_onnx(transformer, tmp_path / f"{direction}.onnx")
+        export_arrays(transformer, tmp_path / f"{direction}.npz")
+        vectors, expected = extreme_vectors(12), transformer.transform(extreme_vectors(12))
+        assert relative_difference(run_onnx(tmp_path / f"{direction}.onnx", vectors), expected) < 1e-5
+        assert relative_difference(load_map(tmp_path / f"{direction}.npz")(vectors), expected) < 1e-5
+
+
+def test_what_is_compared_is_the_file(tmp_path, monkeypatch):
+    def torn(path, parts):
+        path.write_bytes(b"".join(parts)[:-9])
+
+    monkeypatch.setattr("compat.exporting.written.write_plainly", torn)
+    with pytest.raises(Exception, match=r"[Pp]rotobuf|map\.tmp|INVALID|Load"):
+        export_onnx(drawn_map("ridge", 8, 6), tmp_path / "map.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_gallerys_offsets_fit_no_file(tmp_path):

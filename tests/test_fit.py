@@ -11,6 +11,7 @@ from planted import plant, space
 from compat.options import FitOptions, InterpolationOptions, LossWeights
 from compat.pairs import Pairs
 from compat.training import schedule as training_schedule
+from compat.training.applicable import require_applicable
 from compat.training.fit import CLOSED_FORMS, fit_transformer
 from compat.training.network_run import NetworkRun
 from compat.training.rows import TrainingRows
@@ -206,7 +207,7 @@ def weights(transformer):
 
 @pytest.mark.parametrize("family", [family for family in TRANSFORMERS if family not in PAIRED])
 def test_the_same_seed_gives_the_same_transformer(pairs, family):
-    options = replace(MIXED, transformer=family, epochs=2)
+    options = replace(QUICK if family in CLOSED_FORMS else MIXED, transformer=family, epochs=2)
     first = fit_transformer(pairs, options)
     torch.manual_seed(9)
     np.random.seed(9)  # noqa: NPY002  whatever others do with it
@@ -324,6 +325,59 @@ def replace_normalized(name, dim):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FitOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"transformer": "ridge", "width": 64}, "ridge has no width; leave that out"),
+        ({"transformer": "ridge", "precision": "bf16"}, "ridge has no precision; leave that out"),
+        ({"transformer": "whitened", "loss": LossWeights(compactness_weight=5)}, "whitened has no loss; leave"),
+        (
+            {
+                "transformer": "ridge",
+                "interpolation": InterpolationOptions(pairing="proximity"),
+                "schedule": "pretrain",
+            },
+            "ridge has no interpolation.pairing nor schedule; leave that out",
+        ),
+        ({"transformer": "procrustes", "strength": 1.0}, "procrustes has no strength; leave that out"),
+        ({"transformer": "identity", "inputs": "raw"}, "identity has no inputs; leave that out"),
+        ({"transformer": "mlp", "width": 5}, "mlp has no width; leave that out .choose one of residual_mlp"),
+        ({"transformer": "msresnet", "strength": 1.0, "inputs": "raw"}, "msresnet has no strength nor inputs"),
+        (
+            {"transformer": "auto", "width": 5, "schedule": "pretrain"},
+            r"auto tries a network on 1,000 to 200,000 pairs, found 240: width and schedule would do nothing",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(pairs, given, message):
+    with pytest.raises(ValueError, match=message):
+        fit_transformer(pairs, FitOptions(**given))
+
+
+def test_options_that_do_something_are_not_refused(pairs):
+    many = pairs.select(np.arange(1000) % 240)
+    everything = {
+        "width": 5,
+        "precision": "bf16",
+        "schedule": "pretrain",
+        "loss": LossWeights(compactness_weight=2),
+        "interpolation": InterpolationOptions(pairing="linear"),
+    }
+    require_applicable(many, FitOptions(transformer="auto", **everything))
+    require_applicable(pairs, FitOptions(transformer="residual_mlp", **everything))
+    require_applicable(pairs, FitOptions(transformer="msresnet", **{**everything, "width": None}))
+    require_applicable(pairs, FitOptions(transformer="ridge", strength=2.0, inputs="raw", correction=0.5, epochs=3))
+    require_applicable(pairs, FitOptions(transformer="procrustes", inputs="raw"))
+    for options in (
+        FitOptions(transformer="auto", **everything),
+        FitOptions(transformer="residual_mlp", **everything),
+    ):
+        with pytest.raises(ValueError, match="1000 pairs differ in label, and compactness"):
+            require_applicable(replace(many, labels=np.arange(1000)), options)
+        with pytest.raises(ValueError, match="the pairs have no labels, and compactness"):
+            require_applicable(replace(many, labels=None), options)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -16,14 +16,15 @@ import pytest
 from optuna.trial import TrialState
 
 from compat.train_transformer import main as train
+from compat.training.fit import fit_transformer
 from compat.tune import main
 from compat.tuning.leases import LEASE, RETRIED
 from compat.tuning.storage import checked_url, opened_storage
 from tests.planted import command, environment, plant, run, write_store
 
 SPACE = ("--space.batch_size", "[64]", "--space.width", "[16,32]", "--space.pairing", "[none]")
-QUICK = (*SPACE, "--epochs", 3, "--finalists", 1, "--judgings", 1)
-LONG = (*SPACE, "--epochs", 5, "--finalists", 1, "--judgings", 1, "--transformer", "residual_mlp")
+QUICK = (*SPACE, "--epochs", 3, "--finalists", 1, "--judgings", 1, "--reports", 1)
+LONG = (*SPACE, "--epochs", 5, "--finalists", 1, "--judgings", 1, "--reports", 1, "--transformer", "residual_mlp")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -186,7 +187,7 @@ def test_the_best_configuration_is_trained_as_it_is(stores, tmp_path, capsys):
     best = json.loads((out / "study.json").read_text())["best"]
     card = json.loads((tmp_path / "map" / "card.json").read_text())
     assert card["direction"] == "old-to-new"
-    assert card["training"]["held_out"]["mean_reciprocal_rank"] == best["value"]
+    assert max(epoch["held_out_reciprocal_rank"] for epoch in card["training"]["epochs"]) == best["value"]
     assert card["training"]["options"] == best["options"]
 
 
@@ -196,6 +197,7 @@ def test_a_finished_study_is_told_again_and_nothing_is_trained(stores, tmp_path,
     said = capsys.readouterr().out
     monkeypatch.setattr("compat.tuning.trials.fit_transformer", None)
     monkeypatch.setattr("compat.tuning.finalists.fit_transformer", None)
+    monkeypatch.setattr("compat.tuning.contest.fit_transformer", None)
     assert main(argv) == 0
     assert capsys.readouterr().out == said
 
@@ -205,7 +207,7 @@ def test_the_space_can_be_narrowed_in_a_file(stores, tmp_path):
     config.write_text(
         "space:\n  learning_rate: [1e-3, 2e-3]\n  pairing: [none]\n  batch_size: [64]\ntrials: 2\nepochs: 2\n"
     )
-    assert main([str(word) for word in arguments(stores, tmp_path / "out", "--config", config, *QUICK[-4:])]) == 0
+    assert main([str(word) for word in arguments(stores, tmp_path / "out", "--config", config, *QUICK[-6:])]) == 0
     assert pl.read_csv(tmp_path / "out" / "trials.csv")["learning_rate"].is_between(1e-3, 2e-3).all()
 
 
@@ -216,6 +218,8 @@ def test_mistakes_are_one_line(stores, tmp_path, capsys):
     assert "unknown transformer 'perceptron'; choose one of" in said("--transformer", "perceptron")
     assert "name a family" in said("--transformer", "auto")
     assert "ridge finds its settings itself" in said("--transformer", "ridge")
+    unified = said("--transformer", "unified")
+    assert unified.endswith("choose one of mlp, residual_mlp, msresnet")
     assert "expected sqlite:///FILE or postgresql://" in said("--storage", "mysql://ada:secret@host/base")
     assert "rising ends" in said("--space.learning_rate", "[1e-2,1e-4]")
     assert "trials must be at least 1" in said("--trials", 0)
@@ -235,12 +239,28 @@ def _with_record(capsys, stores, tmp_path):
     return mistake(capsys, *arguments(stores, tmp_path / "damaged", "--trials", 1))
 
 
+@pytest.mark.parametrize("place", ["trials", "finalists", "contest", "unseen"])
+def test_what_takes_long_is_announced(stores, tmp_path, capsys, monkeypatch, place):
+    def slow(*arguments, on_note=None, **options):
+        if on_note is not None:
+            on_note("compiling, which takes about a minute")
+        return fit_transformer(*arguments, **options)
+
+    monkeypatch.setattr(f"compat.tuning.{place}.fit_transformer", slow)
+    world = plant(6, 4, 16, 16, seed=1)
+    ids = [f"t{row}" for row in range(24)]
+    split = [write_store(tmp_path / n, getattr(world, n), name=n, labels=world.labels, ids=ids) for n in ("old", "new")]
+    more = ("--test-gallery", split[0], "--test-queries", split[1], "--trials", 1, *QUICK)
+    assert main([str(word) for word in arguments(stores, tmp_path / "out", *more)]) == 0
+    assert capsys.readouterr().err.splitlines().count("compiling, which takes about a minute") == 1
+
+
 def test_missing_extras_are_named(stores, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("compat.tuning.storage.find_spec", lambda name: None if name == "psycopg" else True)
     argv = arguments(stores, tmp_path, "--trials", 1, "--storage", "postgresql://ada:secret@host/base")
-    assert mistake(capsys, *argv).endswith('pip install ".[postgres]"')
+    assert mistake(capsys, *argv).endswith("pip install 'embedding-compat[postgres]'")
     monkeypatch.setattr("compat.tuning.storage.find_spec", lambda name: None if name == "optuna" else True)
-    assert mistake(capsys, *argv).endswith('pip install ".[tune]"')
+    assert mistake(capsys, *argv).endswith("pip install 'embedding-compat[tune]'")
 
 
 def test_help_is_quick_and_needs_nothing_heavy():

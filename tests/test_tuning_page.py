@@ -11,10 +11,23 @@ FRAME_BOTTOM = 250
 def row(number, value, *, state="complete", **more):
     of_state = {"value": value, "last_value": value} if state == "complete" else {"value": None, "last_value": value}
     given = {"seconds": 1.0 + number, "pairs_per_second": 1000.0 * (number + 1), "epochs": 4, "pairing": "none"}
+    more = {"learned_nothing": False} | more
     return {"trial": number, "state": state, **of_state, **given, "learning_rate": 10.0 ** (number % 3 - 4), **more}
 
 
 ROWS = [row(0, 0.7), row(1, 0.6, state="pruned"), row(2, 0.9, pairing="<i>"), row(3, 0.0, state="pruned"), row(4, 0.8)]
+
+
+def contest(verdict):
+    difference = {"value": 0.1, "low": 0.05, "high": 0.15}
+    return {
+        "queries": 321,
+        "network": 0.8642,
+        "ridge": 0.7531,
+        "difference": difference,
+        "parts": [],
+        "verdict": verdict,
+    }
 
 
 def record(**changes):
@@ -29,8 +42,8 @@ def record(**changes):
         "trials": {"wanted": 3, "complete": 3, "pruned": 2},
         "best": best,
         "finalists": [best],
-        "ridge": {"strength": 1.0, "recall_at_1": 0.7, "mean_reciprocal_rank": 0.75, "elsewhere": [0.7], "judged": 0.7},
-        "ridge_wins": False,
+        "ridge": {"strength": 1.0, "recall_at_1": 0.7, "mean_reciprocal_rank": 0.75},
+        "against_ridge": contest("better"),
         "sentence": "the best mlp, trial 2",
         "importances": {"shares": {"learning_rate": 0.6, "pairing": 0.0}, "note": "rate"},
     }
@@ -99,8 +112,30 @@ def test_the_page_is_one_file_and_trusts_no_name():
     assert "width: none" in page
 
 
+def test_the_page_tells_what_was_chosen_by_from_what_was_held_out():
+    page = render_study(record(), ROWS)
+    assert "from 1 other seed and" in page
+    assert "Held out are 321 queries that nothing was chosen by" in page
+    assert "0.8642" in page
+    assert "0.7531" in page
+    assert "Learned nothing" not in page
+    assert "A plain linear map does better" in render_study(record(against_ridge=contest("worse")), ROWS)
+    idle = [each | {"learned_nothing": each["trial"] in (0, 4)} for each in ROWS]
+    assert "trials 0, 4. Their value" in render_study(record(), idle)
+
+
+def test_trials_are_counted_in_whole_numbers():
+    for count in (1, 2, 3):
+        chart = history_chart(record(), ROWS[:count])
+        assert chart is not None
+        assert [label for _, label in chart.x_ticks] == [str(number) for number in range(count)]
+
+
 def test_what_is_missing_is_left_out_of_the_page():
-    alone = record(importances={"shares": {}, "note": "1 complete trials tell nothing of importances"}, ridge_wins=True)
+    alone = record(
+        importances={"shares": {}, "note": "1 complete trials tell nothing of importances"},
+        against_ridge=contest("not told apart"),
+    )
     page = render_study(alone, [row(2, 0.9)])
     assert "tell nothing of importances" in page
     assert "A plain linear map does as well" in page

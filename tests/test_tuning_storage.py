@@ -12,7 +12,17 @@ import pytest
 from optuna.trial import TrialState
 
 from compat.tuning import leases, storage
-from compat.tuning.leases import LEASE, RETRIED, Abandoned, is_alive, is_here, own_lease
+from compat.tuning.leases import (
+    DEATHS,
+    LEASE,
+    MOST_DEATHS,
+    RETRIED,
+    Abandoned,
+    fail_and_retry,
+    is_alive,
+    is_here,
+    own_lease,
+)
 from compat.tuning.storage import JOURNAL, checked_url, is_server, masked, opened_storage, sole_command
 
 
@@ -74,9 +84,9 @@ def test_tables_that_another_command_makes_at_this_moment_are_waited_for(tmp_pat
 
 def test_a_missing_driver_is_named(monkeypatch):
     monkeypatch.setattr(storage, "find_spec", lambda _name: None)
-    with pytest.raises(ImportError, match=r'pip install "\.\[postgres\]"'):
+    with pytest.raises(ImportError, match=r"pip install 'embedding-compat\[postgres\]'"):
         checked_url("postgresql://host/base")
-    with pytest.raises(ImportError, match=r'pip install "\.\[tune\]"'):
+    with pytest.raises(ImportError, match=r"pip install 'embedding-compat\[tune\]'"):
         storage.require_optuna()
 
 
@@ -139,7 +149,34 @@ def test_trials_of_dead_processes_are_failed_and_queued_once(tmp_path, url):
         assert states[4:] == [TrialState.WAITING] * 2
         again = study.ask()
         assert again.suggest_float("x", 0, 1) == dead.params["x"]
-        assert study.trials[again.number].user_attrs == {RETRIED: 1}
+        assert study.trials[again.number].user_attrs == {RETRIED: 1, DEATHS: 1}
+
+
+def test_parameters_that_process_after_process_dies_at_are_given_up(tmp_path, capsys):
+    with opened_storage(None, tmp_path) as kept:
+        study = optuna.create_study(storage=kept, study_name="s")
+        dead = a_dead_lease()
+        found = []
+        for _ in range(MOST_DEATHS + 2):
+            trial = study.ask()  # the one in the queue, or one of new parameters
+            trial.suggest_float("x", 0, 1)
+            trial.set_user_attr(LEASE, dead)
+            found.append((trial.params["x"], Abandoned(study, elsewhere_is_dead=False).recover()))
+        deadly = found[0][0]
+        assert [x == deadly for x, _ in found] == [True] * MOST_DEATHS + [False] * 2
+        assert [numbers for _, numbers in found] == [[0], [1], [], [3], [4]]
+        assert "trial 2  3 processes have died at its parameters; they are not tried again" in capsys.readouterr().err
+
+
+def test_a_trial_whose_command_was_told_to_stop_is_tried_again_as_often_as_need_be(tmp_path):
+    with opened_storage(None, tmp_path) as kept:
+        study = optuna.create_study(storage=kept, study_name="s")
+        drawn = set()
+        for _ in range(MOST_DEATHS + 2):
+            trial = study.ask()
+            drawn.add(trial.suggest_float("x", 0, 1))
+            assert fail_and_retry(study, study.trials[trial.number], to_blame=False)
+        assert len(drawn) == 1
 
 
 def test_a_trial_that_nobody_claimed_for_long_is_recovered(tmp_path, monkeypatch):

@@ -16,9 +16,10 @@ from compat.migration.run import migrate_gallery
 from compat.options import FitOptions, InterpolationOptions, LossWeights, UnifiedOptions
 from compat.pairs import Pairs, join_pairs
 from compat.train_transformer import TrainTransformerOptions, train_transformer, train_unified
-from compat.training.closed_form import as_map
+from compat.training import unified_run
+from compat.training.closed_form import as_map, fit_ridge_on
 from compat.training.fit import fit_transformer
-from compat.training.selection import identity_folds
+from compat.training.selection import HeldOutRetrieval, identity_folds
 from compat.training.unified import fit_unified
 from compat.training.unified_judge import UnifiedJudge
 from compat.training.unified_losses import SharedClassifier, contrast_loss, posterior_losses, unified_loss
@@ -222,12 +223,13 @@ def test_identities_are_learned_where_labels_repeat(labelled):
     told = fit_unified(labelled, QUICK).new.training
     assert told["identities"] == 32  # of 40, a fifth held out
     assert told["epochs"][0]["classification_loss"] > 0
-    assert told["epochs"][0]["contrast_loss"] == 0
+    assert "contrast_loss" not in told["epochs"][0]
     assert told["held_out"]["relevance"] == "label"
     alone = replace(labelled, labels=np.arange(200))
     told = fit_unified(alone, QUICK).new.training
     assert told["identities"] == 0
-    assert told["epochs"][0]["classification_loss"] == 0
+    assert told["epochs"][0]["contrast_loss"] > 0
+    assert not {"classification_loss", "kl_loss"} & told["epochs"][0].keys()  # what there is none of is not shown as 0
     assert any("hardly any label repeats" in note for note in told["notes"])
 
 
@@ -300,11 +302,80 @@ def test_the_user_is_told_where_one_direction_does_as_well():
         ({"schedule": "pretrain"}, "schedule"),
         ({"strength": 1.0}, "strength"),
         ({"precision": "bf16"}, "precision"),
+        ({"direction": "old-to-new"}, "direction"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(labelled, given, named):
     with pytest.raises(ValueError, match=f"unified has no {named};"):
         fit_unified(labelled, replace(QUICK, **given))
+
+
+@pytest.mark.parametrize(
+    ("weights", "labels", "message"),
+    [
+        (
+            {"similarity_weight": 0, "classification_weight": 0, "kl_weight": 0},
+            True,
+            r"32 identities repeat, so that unified learns from unified.similarity_weight .*, found all of them zero",
+        ),
+        (
+            {"similarity_weight": 0, "contrast_weight": 0},
+            False,
+            "no labels repeat, so that unified learns from unified.similarity_weight or unified.contrast_weight, found",
+        ),
+        ({"contrast_weight": 5.0}, True, "unified.contrast_weight 5 does nothing where 32 identities repeat; leave"),
+        ({"kl_weight": 0.5}, False, "unified.kl_weight 0.5 does nothing where no labels repeat; leave it out"),
+    ],
+)
+def test_weights_of_terms_that_there_are_not_are_refused(labelled, weights, labels, message):
+    pairs = labelled if labels else replace(labelled, labels=None)
+    with pytest.raises(ValueError, match=message):
+        fit_unified(pairs, QUICK, UnifiedOptions(**weights))
+
+
+def test_the_recorded_losses_are_the_means_over_the_epochs_pairs(monkeypatch):
+    """Pairs that weigh more count for more, and the last batch, which is smaller, for less."""
+    seen, loss = [], unified_run.unified_loss
+
+    def watching(old, new, options, *, classifier, codes, pair_weights):
+        terms = loss(old, new, options, classifier=classifier, codes=codes, pair_weights=pair_weights)
+        seen.append([pair_weights.sum().item(), terms.total.item(), terms.similarity.item(), terms.contrast.item()])
+        return terms
+
+    monkeypatch.setattr(unified_run, "unified_loss", watching)
+    pairs = replace(bent_pairs(300), weights=np.linspace(0.1, 2, 300))
+    record = fit_unified(pairs, replace(QUICK, epochs=1)).old.training["epochs"][0]
+    mass, *terms = np.array(seen).T
+    assert len(mass) == 4
+    for name, values in zip(("loss", "similarity_loss", "contrast_loss"), terms, strict=True):
+        assert record[name] == pytest.approx((mass * values).sum() / mass.sum(), rel=1e-5)
+
+
+def test_single_directions_are_tuned_on_the_pairs_that_judge_them():
+    """As the start and the epoch of the two maps are: the figure of each is that of its best setting."""
+    world = plant(identities=60, samples=3, old_dim=30, new_dim=40, noise=0.8)
+    labelled = Pairs.from_arrays(world.old, world.new, world.labels)
+    training = fit_unified(labelled, replace(QUICK, epochs=1)).new.training
+    held_out = np.flatnonzero(identity_folds(labelled, 5, seed=0) == 0)
+    rest = labelled.select(np.flatnonzero(identity_folds(labelled, 5, seed=0) != 0))
+    for direction in ("new-to-old", "old-to-new"):
+        judge = HeldOutRetrieval(labelled, held_out, direction, seed=0)
+        scores = {}
+        for strength in (0.01, 0.03, 0.1, 0.3, 1.0):
+            scores[strength] = judge.score(as_map(fit_ridge_on(rest, direction, strength))).mean_reciprocal_rank
+        assert len(set(scores.values())) > 1
+        told = training["single_direction"][f"ridge {direction}"]
+        assert told["mean_reciprocal_rank"] == pytest.approx(max(scores.values()))
+        assert scores[told["settings"]["strength"]] == pytest.approx(max(scores.values()))
+
+
+@pytest.mark.parametrize(("doubt", "told"), [(1.0, True), (0.0, False)])
+def test_a_small_lead_is_told_to_be_flattered(doubt, told, monkeypatch):
+    monkeypatch.setattr("compat.training.unified.DOUBTFUL_LEAD", doubt)
+    notes = fit_unified(bent_pairs(), replace(QUICK, epochs=6, learning_rate=0.01)).old.training["notes"]
+    assert not any("at least as good" in note for note in notes)
+    assert any("leads the best single-direction map by little" in note for note in notes) == told
+    assert any("unified the best of 6 epochs too, which flatters it" in note for note in notes) == told
 
 
 def test_pairs_that_cannot_be_divided_are_refused(labelled):
@@ -386,8 +457,10 @@ def test_the_command_writes_two_artefacts_that_meet_and_tells_how_good_they_are(
     for row in ("unified", "unified, as it started", "ridge new-to-old", "whitened old-to-new"):
         assert f"\n  {row}" in said
     assert "maps the gallery" in said.splitlines()[-1]
+    assert "\n  (each the best of its settings on these pairs, unified the best of 4 epochs too" in said
     assert [line.split()[1] for line in told.splitlines() if line.startswith("epoch")] == ["1", "2", "3", "4"]
     assert "classification 0." in told or "classification 1." in told
+    assert "contrast" not in told
 
 
 def test_old_and_new_enrolments_share_one_gallery_that_new_queries_search(folder, tmp_path):

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from compat.exporting.arrays import ArrayMap, load_map
-from compat.exporting.contents import array_map, require_queries
+from compat.exporting.arrays import HIDDEN_KINDS, UNIFIED_BLOCKS, ArrayMap, load_map
+from compat.exporting.contents import array_map, require_served
 from compat.exporting.written import (
     PROBES,
     Exported,
@@ -37,10 +37,11 @@ def export_arrays(
 
     Raises:
         FileExistsError: If something else is at `out`.
-        ValueError: If the family has no such form, or the difference is above `tolerance`.
+        ValueError: If the family has no such form, there is no correction to `serve`, or the difference is above
+            `tolerance`.
     """
     if serve:
-        require_queries(transformer)
+        require_served(transformer)
     out, mapped = Path(out), array_map(transformer, served=serve)
     content = _npz(mapped)
     probes = probe_vectors(mapped.source_dim)
@@ -84,9 +85,10 @@ def recipe(mapped: ArrayMap, path: Path) -> str:
         lines.append('mapped = queries @ map_["weight"] + map_["bias"]')
     else:
         lines.append("x = queries / np.linalg.norm(queries, axis=1, keepdims=True)")
+        if mapped.kind in HIDDEN_KINDS:
+            lines.append("from math import erf, sqrt")
         if mapped.kind == "residual_mlp":
             lines += [
-                "from math import erf, sqrt",
                 f'h = {mapped.source_dim} ** 0.5 * x @ map_["hidden_weight"] + map_["hidden_bias"]',
                 "h = h * (1 + np.vectorize(erf)(h / sqrt(2))) / 2",
             ]
@@ -95,6 +97,13 @@ def recipe(mapped: ArrayMap, path: Path) -> str:
         lines.append('mapped = x @ map_["weight"] + map_["bias"]')
         if mapped.kind == "residual_mlp":
             lines[-1] += ' + h @ map_["output_weight"]'
+        if mapped.kind == "unified":
+            lines += [
+                _UNIT.format("mapped") + f" * {mapped.target_dim} ** 0.5",
+                f"for i in range({UNIFIED_BLOCKS}):",
+                '    h = mapped @ map_[f"hidden_weight_{i}"] + map_[f"hidden_bias_{i}"]',
+                '    mapped = mapped + h * (1 + np.vectorize(erf)(h / sqrt(2))) / 2 @ map_[f"output_weight_{i}"]',
+            ]
     if mapped.unit:
         lines.append(_UNIT.format("mapped"))
     if mapped.served:

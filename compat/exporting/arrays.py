@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 FORMAT_VERSION = 1
+UNIFIED_BLOCKS = 2
 SHAPES: dict[str, dict[str, str]] = {
     "identity": {},
     "linear": {"weight": "st", "bias": "t", "centre": "s"},
@@ -45,8 +46,20 @@ SHAPES: dict[str, dict[str, str]] = {
         "hidden_bias": "h",
         "output_weight": "ht",
     },
+    "unified": {
+        "weight": "st",
+        "bias": "t",
+        "centre": "s",
+        **{
+            f"{name}_{block}": letters
+            for block in range(UNIFIED_BLOCKS)
+            for name, letters in (("hidden_weight", "th"), ("hidden_bias", "h"), ("output_weight", "ht"))
+        },
+    },
 }
 """The arrays of each kind of map and their shapes."""
+HIDDEN_KINDS = ("residual_mlp", "unified")
+"""Kinds with hidden units."""
 
 _BLOCK_ROWS = 4096
 _LEAST_SQUARE, _MOST_SQUARE = 1e-30, 1e30
@@ -152,6 +165,12 @@ class ArrayMap:
             scaled = vectors * (np.float32(math.sqrt(self.source_dim)) / lengths)[:, None]
             hidden = scaled @ self.tensors["hidden_weight"] + self.tensors["hidden_bias"]
             mapped += gelu(hidden) @ self.tensors["output_weight"]
+        elif self.kind == "unified":
+            lengths = np.maximum(_lengths(mapped, zero=0.0), _SHORTEST)
+            mapped *= (np.float32(math.sqrt(self.target_dim)) / lengths)[:, None]
+            for block in range(UNIFIED_BLOCKS):
+                hidden = mapped @ self.tensors[f"hidden_weight_{block}"] + self.tensors[f"hidden_bias_{block}"]
+                mapped += gelu(hidden) @ self.tensors[f"output_weight_{block}"]
         if self.unit or self.served:
             mapped *= (1.0 / _lengths(mapped))[:, None]
         if self.served:

@@ -12,11 +12,12 @@ from compat.transformers.artefact import Transformer
 from compat.transformers.linear import IdentityMap, LinearMap
 from compat.transformers.mlp import MLP
 from compat.transformers.residual_mlp import ResidualMLP
+from compat.transformers.unified import UnifiedMap
 
 
 def is_array_map(transformer: Transformer) -> bool:
     """Whether `array_map` can say what the map is."""
-    return isinstance(transformer.network, IdentityMap | LinearMap | MLP | ResidualMLP)
+    return isinstance(transformer.network, IdentityMap | LinearMap | MLP | ResidualMLP | UnifiedMap)
 
 
 def export_card(transformer: Transformer, *, served: bool) -> dict[str, Any]:
@@ -58,17 +59,24 @@ def array_map(transformer: Transformer, *, served: bool = False) -> ArrayMap:
             "hidden_bias": _array(network.hidden.bias),
             "output_weight": _array(network.output.weight.T),
         }
+    elif isinstance(network, UnifiedMap):
+        kind, tensors = "unified", _linear(network.affine) | _blocks(network)
     else:
         raise ValueError(f"{transformer.family} is not made of matrices alone; export it with --format onnx")
     return ArrayMap(tensors, {"kind": kind, **export_card(transformer, served=served)})
 
 
-def require_queries(transformer: Transformer) -> None:
-    """Make sure that it is queries that the transformer maps, so that they can be exported as an index takes them.
+def require_served(transformer: Transformer) -> None:
+    """Make sure that the map can be exported as an index with the transformer's hubness correction takes queries.
 
     Raises:
-        ValueError: If it maps the gallery.
+        ValueError: If it has no correction, or maps the gallery.
     """
+    if transformer.correction is None:
+        raise ValueError(
+            "this transformer has no hubness correction, so --serve would change nothing; leave it out, or fit a "
+            "transformer with --correction above 0"
+        )
     if transformer.direction == "old-to-new":
         raise ValueError(
             "this transformer maps the gallery (old-to-new), and a hubness correction is a number of each item, which "
@@ -83,6 +91,16 @@ def _linear(network: LinearMap) -> dict[str, np.ndarray]:
         "bias": _array(network.affine.bias),
         "centre": _array(network.centre),
     }
+
+
+def _blocks(network: UnifiedMap) -> dict[str, np.ndarray]:
+    state = network.state_dict()
+    arrays = {}
+    for number in range(len(network.blocks)):
+        arrays[f"hidden_weight_{number}"] = _array(state[f"blocks.{number}.hidden.weight"].T)
+        arrays[f"hidden_bias_{number}"] = _array(state[f"blocks.{number}.hidden.bias"])
+        arrays[f"output_weight_{number}"] = _array(state[f"blocks.{number}.output.weight"].T)
+    return arrays
 
 
 def _array(tensor: Tensor) -> np.ndarray:

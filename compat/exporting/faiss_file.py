@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from compat.exporting.contents import array_map, is_array_map
 from compat.exporting.faiss_chain import LINEAR_KINDS, over_index, transform_chain
-from compat.exporting.faiss_check import score_difference
+from compat.exporting.faiss_check import Compared, compare_searches
 from compat.exporting.written import (
-    PROBES,
     Exported,
     file_parts,
     probe_vectors,
@@ -33,6 +34,8 @@ Unit = Literal["auto", "yes", "no"]
 _HEADER = struct.Struct("<4siqqq?i")  # kind, d, rows, two unused, is trained, metric
 _INNER_PRODUCT = 0
 _MOST_DIM = 1 << 20
+_LEAST_KEPT, _MOSTLY_KEPT = 0.5, 0.9
+"""Less of the nearest kept at unit length than the first is refused, than the second is told of."""
 
 
 class IndexHeader(NamedTuple):
@@ -75,18 +78,23 @@ def export_index(
         uncorrected: Whether to leave the transformer's hubness correction out, for an index that has no room for it.
         unit: Whether mapped queries are scaled to unit length. `auto`: where the target's vectors are, and where
             queries are compared by cosine through inner products, which changes no ranking and makes the scores of
-            unit vectors cosines.
+            unit vectors cosines. A linear map gives vectors of about unit length either way, and an index that
+            compares by distance must hold such, which the check makes sure of.
         check: Whether to search the result in a process of its own and compare: the index is read into memory once.
-        tolerance: Largest difference of a score as a share of the query's largest, for nine tenths of some queries.
+        tolerance: Largest difference of a score as a share of the query's largest, for nine tenths of some queries;
+            these find the same items, too, where scores are apart.
 
     Raises:
         FileExistsError: If something else is at `out`.
         FileNotFoundError: If there is no index.
         ImportError: If faiss is not installed.
         WrongSpace: If the index's card says that it is in another space.
-        ValueError: If the transformer cannot stand before an index, the dimensions do not fit, or it is damaged.
+        ValueError: If the transformer cannot stand before an index, the dimensions do not fit, an option would do
+            nothing, the file finds other items, or the index is damaged or compares raw lengths by distance.
     """
     _require_linear(transformer)
+    if uncorrected and transformer.correction is None:
+        raise ValueError("this transformer has no hubness correction for --uncorrected to leave out; leave that out")
     index, out = Path(index), Path(out)
     card = verified_card(index)
     header = read_header(index)
@@ -96,7 +104,14 @@ def export_index(
         raise WrongSpace(f"{index} is in {card.space}, this transformer serves {served.served_space}; use its own")
     target = transformer.target
     by_cosine = header.inner_product and target.similarity == "cosine"
+    if unit == "no" and (lifted or target.normalized):
+        why = "the hubness correction is for unit vectors" if lifted else "the old model's vectors are of unit length"
+        raise ValueError(f"--unit no cannot be had: {why}, and so are mapped queries; leave it out")
     scaled = lifted or target.normalized or (by_cosine if unit == "auto" else unit == "yes")
+    plain = array_map(served)
+    # By inner product a query's length changes no ranking; by distance it does.
+    by_distance = not header.inner_product
+    directions = by_distance and (scaled or plain.kind == "linear")
     beginning = _beginning(served, header, lifted=lifted, unit=scaled)
     raw = probe_vectors(transformer.source.dim)
     mapped = served.serve_queries(raw)
@@ -106,13 +121,28 @@ def export_index(
         yield beginning
         yield from file_parts(index)
 
+    searched = Compared(None, 0)
+
     def compared(path: Path) -> float | None:
+        nonlocal searched
         if not check:
             return None
-        return require_close(score_difference(path, header.rows, raw, mapped), tolerance, out)
+        searched = compare_searches(path, header.rows, raw, mapped, lengths=by_distance)
+        if searched.difference is None:
+            return None
+        _require_same_items(searched.difference, out)
+        if directions:
+            _require_lengths(transformer, searched, index)
+        return require_close(searched.difference, tolerance, out)
 
     difference = publish(out, parts, compared)
-    left_out = transformer.correction is not None and not lifted
+    notes = ["the transformer's hubness correction is left out"] * (transformer.correction is not None and not lifted)
+    if check and searched.difference is None:
+        notes.append("the index is empty, or finds nothing: there was nothing to compare")
+    elif directions:
+        notes += _direction_notes(searched)
+    elif by_distance and plain.kind == "mlp":
+        notes += _raw_notes(searched)
     return Exported(
         path=out,
         format="faiss",
@@ -121,9 +151,9 @@ def export_index(
         source_dim=transformer.source.dim,
         output_dim=header.dim,
         difference=difference,
-        checked=PROBES if check else 0,
+        checked=searched.queries,
         rows=header.rows,
-        notes=("the transformer's hubness correction is left out",) if left_out else (),
+        notes=tuple(notes),
     )
 
 
@@ -150,6 +180,12 @@ def read_header(path: Path) -> IndexHeader:
 
 
 def _require_linear(transformer: Transformer) -> None:
+    if transformer.family == "unified":
+        raise ValueError(
+            "unified maps both models' vectors into a space of their own, and no old index is in it: fill a new one "
+            "with the half that maps the gallery (compat.migrate --target faiss:FILE), and export the half that maps "
+            "queries with --format onnx or numpy, to map them before they search"
+        )
     if transformer.direction == "old-to-new":
         raise ValueError(
             "this transformer maps the gallery (old-to-new), and --format faiss puts queries through a map before an "
@@ -181,6 +217,48 @@ def _require_fit(transformer: Transformer, header: IndexHeader, index: Path, unc
             f"{transformer.target}; name the index of that model's vectors"
         )
     return False
+
+
+def _require_same_items(difference: float, out: Path) -> None:
+    if difference == np.inf:
+        raise ValueError(
+            f"{out.name} finds other items than queries that the transformer maps: it was not written; the map may be "
+            "of very unequal scales: fit it again, or map queries before they search with --format onnx"
+        )
+
+
+def _require_lengths(transformer: Transformer, searched: Compared, index: Path) -> None:
+    if searched.kept is None or searched.kept >= _LEAST_KEPT:
+        return
+    other = ", or leave --unit out to map at raw length" if transformer.family in ("mlp", "identity") else ""
+    raise ValueError(
+        f"{index} compares by distance and holds vectors of length {searched.length:.3g} (the median), but mapped "
+        f"queries are of about unit length: of what its own vectors find nearest, they find {searched.kept:.0%} at "
+        f"that length; export over an index of the same vectors at unit length{other}"
+    )
+
+
+def _direction_notes(searched: Compared) -> list[str]:
+    if searched.kept is None:
+        return [
+            "queries come out at about unit length and the index compares by distance: it has to hold unit vectors, "
+            "which was not looked at"
+        ]
+    if searched.kept < _MOSTLY_KEPT:
+        return [
+            "queries come out at about unit length: of what the index's own vectors find nearest, they find "
+            f"{searched.kept:.0%} at that length; an index of unit vectors loses nothing"
+        ]
+    return []
+
+
+def _raw_notes(searched: Compared) -> list[str]:
+    if searched.kept is None or searched.kept >= _MOSTLY_KEPT:
+        return []
+    return [
+        f"the index compares by distance and holds vectors of length {searched.length:.3g} (the median): it finds what "
+        "mlp maps to about that length, which a short training does not reach; look at what compat.transform gives"
+    ]
 
 
 def _beginning(transformer: Transformer, header: IndexHeader, *, lifted: bool, unit: bool) -> bytes:

@@ -10,14 +10,21 @@ import json
 import os
 import resource
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SAMPLE = 64
+_NESTING = 6  # more than any index that somebody builds: IDMap, PreTransform, Refine, HNSW, codes
 
 
 class Task(NamedTuple):
     """Descriptors of open files, the queries' shapes, and the limits of this process in bytes and seconds.
 
     `asked` holds float32 [queries, raw], then float32 [queries, mapped]; `answers` gets float32 scores of the
-    whole index and of that within [queries, nearest] each, then int64 ids alike.
+    whole index and of that within [queries, nearest] each, then int64 ids alike. `lengths` is 1 where the report shall
+    say what becomes of queries whose length is 1.
     """
 
     source: int
@@ -28,6 +35,7 @@ class Task(NamedTuple):
     raw: int
     mapped: int
     nearest: int
+    lengths: int
     memory: int
     seconds: int
 
@@ -67,12 +75,73 @@ def probe(task: Task) -> dict[str, Any]:
         (scores, ids), (inner_scores, inner_ids) = whole.search(raw, task.nearest), inner.search(mapped, task.nearest)
         parts = scores.astype("<f4"), inner_scores.astype("<f4"), ids.astype("<i8"), inner_ids.astype("<i8")
         os.pwrite(task.answers, b"".join(part.tobytes() for part in parts), 0)
-        return {"outcome": "searched"}
+        return {"outcome": "searched", **(unit_length_loss(inner, task.nearest) if task.lengths else {})}
     except MemoryError:
         return {"outcome": "memory"}
     except Exception as error:  # faiss raises RuntimeError, its wrappers AssertionError, ValueError and TypeError
         # What comes before is a function's signature and a place in faiss's sources.
         return {"outcome": "damaged", "reason": (str(error).split(" Error: ", 1)[-1] or type(error).__name__)[:300]}
+
+
+def unit_length_loss(index: Any, nearest: int) -> dict[str, Any]:
+    """What an index finds with its own vectors brought to unit length, beside what it finds with them as they are.
+
+    Returns:
+        `kept`: the mean share of the nearest that are found again; `length`: the sample's median length. Nothing where
+        the index is of a kind that gives no vectors back.
+    """
+    import faiss
+    import numpy as np
+
+    try:
+        vectors = sample(faiss.downcast_index(index), _SAMPLE, _NESTING)
+    except (RuntimeError, AttributeError):  # faiss: "reconstruct not implemented for this type of index"
+        return {}
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    whole = np.isfinite(lengths) & (lengths > 0)
+    if not whole.any():
+        return {}
+    vectors, lengths = vectors[whole], lengths[whole]
+    found = index.search(vectors, nearest)[1]
+    again = index.search((vectors / lengths[:, None]).astype(np.float32), nearest)[1]
+    rows = [(set(own[own >= 0].tolist()), set(other.tolist())) for own, other in zip(found, again, strict=True)]
+    shares = [len(own & other) / len(own) for own, other in rows if own]
+    return {"kept": float(np.mean(shares)), "length": float(np.median(lengths))} if shares else {}
+
+
+def sample(index: Any, count: int, depth: int) -> np.ndarray:
+    """Up to `count` of an index's vectors as it takes them, float32 [n, d], spread over its rows.
+
+    Raises:
+        RuntimeError: If the index is of a kind that gives no vectors back.
+    """
+    import faiss
+    import numpy as np
+
+    kind = type(index).__name__
+    if depth == 0:
+        raise RuntimeError("an index within an index within an index and so on")
+    if kind in ("IndexIDMap", "IndexIDMap2"):
+        return sample(faiss.downcast_index(index.index), count, depth - 1)
+    if kind == "IndexPreTransform":
+        vectors = sample(faiss.downcast_index(index.index), count, depth - 1)
+        for place in reversed(range(index.chain.size())):
+            vectors = faiss.downcast_VectorTransform(index.chain.at(place)).reverse_transform(vectors)
+        return vectors
+    if kind.startswith("IndexIVF"):
+        lists = index.invlists  # by their place in a list: a table of where each id is would take memory
+        filled = [number for number in range(index.nlist) if lists.list_size(number)]
+        chosen = [filled[place] for place in _spread(len(filled), count)]
+        vectors = np.empty((len(chosen), index.d), np.float32)
+        for row, number in enumerate(chosen):
+            index.reconstruct_from_offset(number, 0, faiss.swig_ptr(vectors[row]))
+        return vectors
+    rows = [index.reconstruct(place) for place in _spread(index.ntotal, count)]
+    return np.array(rows, np.float32).reshape(len(rows), index.d)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return sorted({place * total // count for place in range(count)}) if total else []
 
 
 def main() -> None:

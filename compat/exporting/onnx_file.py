@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compat.exporting.array_file import correction_notes
-from compat.exporting.contents import array_map, export_card, is_array_map, require_queries
+from compat.exporting.contents import array_map, export_card, is_array_map, require_served
 from compat.exporting.onnx_graph import INPUT, GraphBuilder, add_array_map, add_msresnet
 from compat.exporting.written import (
     PROBES,
@@ -45,7 +45,8 @@ def export_onnx(transformer: Transformer, out: str | Path, *, serve: bool = Fals
     Raises:
         FileExistsError: If something else is at `out`.
         ImportError: If onnx or onnxruntime is not installed.
-        ValueError: If the family is not known here, or the difference is above `tolerance`.
+        ValueError: If the family is not known here, there is no correction to `serve`, or the difference is above
+            `tolerance`.
     """
     try:
         import onnx  # noqa: F401
@@ -53,14 +54,14 @@ def export_onnx(transformer: Transformer, out: str | Path, *, serve: bool = Fals
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed; run `pip install 'embedding-compat[onnx]'`") from error
     if serve:
-        require_queries(transformer)
+        require_served(transformer)
     out, card = Path(out), export_card(transformer, served=serve)
     content = _content(transformer, card)
     probes = probe_vectors(transformer.source.dim)
     expected = transformer.serve_queries(probes) if serve else transformer.transform(probes)
 
-    def check(_: Path) -> float:
-        return require_close(_difference(content, probes, expected), tolerance, out)
+    def check(path: Path) -> float:
+        return require_close(_difference(path, probes, expected), tolerance, out)
 
     difference = publish(out, lambda: [content], check)
     return Exported(
@@ -93,12 +94,12 @@ def _content(transformer: Transformer, card: dict[str, Any]) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _difference(content: bytes, probes: np.ndarray, expected: np.ndarray) -> float:
+def _difference(path: Path, probes: np.ndarray, expected: np.ndarray) -> float:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # as many threads as there are cores would wait for each other by spinning
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     largest = 0.0
     for size in (1, 3, len(probes)):
         blocks = [probes[start : start + size] for start in range(0, len(probes), size)]

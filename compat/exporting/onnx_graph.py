@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compat.exporting.arrays import ArrayMap
+from compat.exporting.arrays import UNIFIED_BLOCKS, ArrayMap
 from compat.transformers.msresnet import CHANNELS, KERNELS, LEAST_LENGTH, POOLED, MSResNet
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ IR_VERSION = 8
 INPUT, OUTPUT = "vectors", "mapped"
 _TINY = np.array([np.finfo(np.float32).tiny], np.float32)
 _EPS = np.array([np.finfo(np.float32).eps], np.float32)
+_HIDDEN = ("hidden_weight", "hidden_bias", "output_weight")
 _SHORTEST = np.array([1e-12], np.float32)  # as in torch.nn.functional.normalize
 
 
@@ -115,13 +116,24 @@ def add_array_map(graph: GraphBuilder, mapped: ArrayMap, rows: str) -> str:
     affine = _affine(graph, tensors, graph.unit(rows))
     if mapped.kind == "linear":
         return affine
+    if mapped.kind == "unified":
+        signal = graph.short(affine, math.sqrt(mapped.target_dim))
+        for block in range(UNIFIED_BLOCKS):
+            branch = _hidden(graph, signal, *(tensors[f"{name}_{block}"] for name in _HIDDEN))
+            signal = graph.node("Add", [signal, branch])
+        return signal
     scaled = graph.short(rows, math.sqrt(mapped.source_dim))
-    hidden = graph.node("MatMul", [scaled, graph.constant(tensors["hidden_weight"])])
-    hidden = graph.node("Add", [hidden, graph.constant(tensors["hidden_bias"])])
+    return graph.node("Add", [affine, _hidden(graph, scaled, *(tensors[name] for name in _HIDDEN))])
+
+
+def _hidden(graph: GraphBuilder, rows: str, weight: np.ndarray, bias: np.ndarray, output_weight: np.ndarray) -> str:
+    """W2 gelu(W1 x + b1)."""
+    hidden = graph.node("MatMul", [rows, graph.constant(weight)])
+    hidden = graph.node("Add", [hidden, graph.constant(bias)])
     inner = graph.node("Erf", [graph.node("Mul", [hidden, graph.constant(np.array([0.5**0.5], np.float32))])])
     gate = graph.node("Mul", [hidden, graph.node("Add", [inner, graph.constant(np.ones(1, np.float32))])])
     gate = graph.node("Mul", [gate, graph.constant(np.array([0.5], np.float32))])
-    return graph.node("Add", [affine, graph.node("MatMul", [gate, graph.constant(tensors["output_weight"])])])
+    return graph.node("MatMul", [gate, graph.constant(output_weight)])
 
 
 def _affine(graph: GraphBuilder, tensors: Mapping[str, np.ndarray], directions: str) -> str:

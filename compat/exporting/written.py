@@ -28,7 +28,8 @@ class Exported:
         source_dim: Length of the vectors that go in.
         output_dim: Length of those that come out; for an index, of those that it holds.
         difference: Largest difference that was found between what the file gives and what the transformer gives: for
-            vectors as a share of their length, for an index of a score as a share of the largest. None: not checked.
+            vectors as a share of their length, for an index of a score as a share of the largest, for nine tenths of
+            the queries. None: not checked, or an index found nothing to compare.
         checked: Vectors it was found on.
         rows: Vectors in the index; None for other formats.
         notes: Lines to tell whoever uses the file.
@@ -56,10 +57,12 @@ class Exported:
         if self.rows is not None:
             what = f"{what}, before an index of {self.rows} vectors"
         against = "not checked"
-        if self.difference is not None:
-            measure = "of a vector's length" if self.rows is None else "of the largest score"
-            against = f"differs from the transformer by at most {self.difference:.1e} {measure} on {self.checked}"
-            against += " vectors" if self.rows is None else " queries"
+        if self.difference is not None and self.rows is None:
+            against = f"differs from the transformer by at most {self.difference:.1e} of a vector's length on "
+            against += f"{self.checked} vectors"
+        elif self.difference is not None:
+            against = f"differs from the transformer by at most {self.difference:.1e} of the largest score for nine "
+            against += f"tenths of {self.checked} queries"
         return "\n".join([f"{self.path}: {what}; {against}", *(f"note: {note}" for note in self.notes)])
 
 

@@ -53,14 +53,10 @@ def identity_centres(pairs: Pairs, direction: Direction) -> IdentityCentres:
         direction: Decides which side is the target.
 
     Raises:
-        ValueError: If the pairs have no labels.
+        ValueError: If the pairs have no labels, or no label repeats.
     """
-    if pairs.labels is None:
-        raise ValueError(
-            "the pairs have no labels, and compactness draws each identity's embeddings together; give the stores a "
-            "column label, or set loss.compactness_weight to 0"
-        )
-    known, identities = np.unique(pairs.labels, return_inverse=True)
+    labels = require_identities(pairs)
+    known, identities = np.unique(labels, return_inverse=True)
     weights = None if pairs.weights is None else torch.from_numpy(pairs.weights.astype(np.float64))
     mass = np.bincount(identities, pairs.weights, minlength=len(known))
     sums = torch.zeros(len(known), pairs.spaces(direction)[1].dim, dtype=torch.float64)
@@ -74,6 +70,27 @@ def identity_centres(pairs: Pairs, direction: Direction) -> IdentityCentres:
         start += len(target)
     sums /= torch.from_numpy(np.where(mass > 0, mass, 1.0))[:, None]
     return IdentityCentres(sums.float().numpy(), identities)
+
+
+def require_identities(pairs: Pairs) -> np.ndarray:
+    """The labels of the pairs, int64 [n].
+
+    Raises:
+        ValueError: If there are none, or all differ: each pair's centre is then its own target, and the term the cosine
+            loss again.
+    """
+    remedy = "or set loss.compactness_weight to 0"
+    if pairs.labels is None:
+        raise ValueError(
+            "the pairs have no labels, and compactness draws each identity's embeddings together; give the stores a "
+            f"column label, {remedy}"
+        )
+    if len(np.unique(pairs.labels)) == len(pairs):
+        raise ValueError(
+            f"all {len(pairs)} pairs differ in label, and compactness draws those of one label together; give labels "
+            f"that repeat, {remedy}"
+        )
+    return pairs.labels
 
 
 def compactness_loss(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from compat.training.interpolation import plan_synthetic
 from compat.training.losses import GradientNorms, imbalance
 from compat.training.network_run import NetworkRun, at_raw_length
 from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, identity_folds
+from compat.training.told import OnEpoch, OnLine
 from compat.transformers.linear import LinearMap
 
-__all__ = ["OnEpoch", "OnNote", "at_raw_length", "fit_network"]
-
-OnEpoch = Callable[[dict[str, Any]], None]
-OnNote = Callable[[str], None]
+__all__ = ["at_raw_length", "fit_network"]
 
 
 def fit_network(
@@ -32,7 +29,7 @@ def fit_network(
     distractors: Distractors | None = None,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    on_note: OnNote | None = None,
+    on_note: OnLine | None = None,
 ) -> Fitted:
     """Train mlp, msresnet or residual_mlp on all folds but one; keep the epoch that retrieves that fold best.
 
@@ -119,7 +116,7 @@ def _about_compactness(training: NetworkRun, options: FitOptions) -> str:
         return ""
     return (
         f"of {len(training.history)} epochs the one that retrieves single items best is kept "
-        f"({training.best_epoch + 1}); compactness serves a gallery of means, and goes on to act after it"
+        f"({training.best_epoch + 1}); a later one may serve a gallery of means better, which compactness is for"
     )
 
 

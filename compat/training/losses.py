@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from compat.options import LossWeights
 
@@ -43,21 +44,14 @@ def cosine_loss(
     return 1.0 - _mean(nn.functional.cosine_similarity(predicted, target, dim=1), pair_weights)
 
 
-def squared_distance_loss(
-    predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Mean over the batch of |predicted - target|^2, summed over dimensions, for [b, d] tensors; weighted by [b]."""
-    return _mean((predicted - target).square().sum(dim=1), pair_weights)
-
-
 def compatibility_loss(
     predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights, pair_weights: torch.Tensor | None = None
 ) -> LossTerms:
     """cosine_weight * (1 - cos) + mse_weight * squared distance.
 
-    These are `cosine_loss` and `squared_distance_loss`, made of the same three products of each row and with one
-    gradient between them, at half of what the two cost apart. On unit vectors the squared distance is 2 (1 - cos): the
-    two terms are then one, and weighing them says nothing.
+    The terms are `cosine_loss` and the squared distance summed over dimensions, made of the same three products of
+    each row and with one gradient between them, at half of what the two cost apart. On unit vectors the squared
+    distance is 2 (1 - cos): the two terms are then one, and weighing them says nothing. They are differentiated once.
 
     Args:
         predicted: The map's raw output, float [b, d].
@@ -101,7 +95,10 @@ class _BothTerms(torch.autograd.Function):
         return 1.0 - _mean(cosine, pair_weights), _mean(distance, pair_weights)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
         by_cosine, by_distance = gradients
         predicted, target, pair_weights, length, reciprocal, cosine = ctx.saved_tensors
         along = by_cosine * torch.where(length > SHORTEST, cosine / length.square(), 0) + 2 * by_distance

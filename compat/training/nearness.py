@@ -17,8 +17,6 @@ from compat.pairs import BLOCK_ROWS, Pairs
 
 Say = Callable[[str], None]
 
-COMPILE_SECONDS = 50
-"""What the first search with pynndescent in a process compiles for, about, where nothing else runs."""
 MOST_APPROXIMATE = 128
 """Neighbours of one vector that pynndescent is asked for at most: its cost grows with their square."""
 
@@ -123,8 +121,8 @@ def neighbours(
         return cosines, found
     if say:
         say(
-            f"looking for neighbours among {len(rows):,} with pynndescent, whose first use compiles for about "
-            f"{COMPILE_SECONDS} seconds"
+            f"looking for neighbours among {len(rows):,} with pynndescent, whose first use compiles for about a "
+            "minute, several on a busy machine"
         )
     try:
         best = nearest_approximate(rows.rows(0, len(rows)), min(k, MOST_APPROXIMATE) + 1, seed=seed)

@@ -21,13 +21,15 @@ from compat.training.compactness import compactness_loss, identity_centres
 from compat.training.interpolation import NO_SAMPLES, SyntheticSamples
 from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms
 from compat.training.rows import TrainingBatch, TrainingRows
-from compat.training.schedule import TrainingSchedule
+from compat.training.schedule import AFFINE_RATE_SCALE, TrainingSchedule
 from compat.training.selection import HeldOutRetrieval, HeldOutScore
 from compat.transformers import build_network
 from compat.transformers.linear import LinearMap
 from compat.transformers.residual_mlp import ResidualMLP
 
-AFFINE_RATE_SCALE = 0.1  # the affine part of a residual_mlp is fitted already, the rest starts from nothing
+
+class Diverged(ValueError):
+    """The loss of a network is no longer a finite number."""
 
 
 def at_raw_length(linear: LinearMap, pairs: Pairs, direction: Direction) -> LinearMap:
@@ -124,7 +126,7 @@ class NetworkRun:
         """Train one epoch, judge it, and return its record.
 
         Raises:
-            ValueError: If the loss is no longer finite.
+            Diverged: If the loss is no longer finite.
         """
         number, options = len(self.history), self.options
         started = time.perf_counter()
@@ -157,7 +159,7 @@ class NetworkRun:
             seen += len(batch.rows)
         means = (sums.cpu() / mass).tolist()
         if not np.isfinite(means).all():
-            raise ValueError(
+            raise Diverged(
                 f"the loss became {means[0]} in epoch {number + 1}; lower learning_rate ({options.learning_rate}) or "
                 f"loss.mse_weight ({options.loss.mse_weight})"
             )

@@ -78,17 +78,6 @@ class TrainingRows:
     def __len__(self) -> int:
         return len(self._pairs) + len(self._synthetic)
 
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target vectors, float32 [b, d_source] and [b, d_target], of row numbers [b]; real rows first."""
-        real = len(self._pairs)
-        mixed = rows[rows >= real] - real
-        source, target = self._pairs.take(rows[rows < real], self._direction)
-        if not len(mixed):
-            return source, target
-        first, second = (self._pairs.take(parents[mixed], self._direction) for parents in self._parents)
-        mixed_source, mixed_target = (self._mixture(mixed, a, b) for a, b in zip(first, second, strict=True))
-        return np.concatenate([source, mixed_source]), np.concatenate([target, mixed_target])
-
     def batch_count(self, size: int) -> int:
         """How many batches `batches` gives."""
         return -(-len(self._pairs) // self._real_share(size))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from compat.options import FitOptions
 
 WARMUP_SHARE = 0.05
+AFFINE_RATE_SCALE = 0.1
+"""Of the steps of an affine part that is fitted already, where the rest of a network starts from nothing."""
 PATIENCE = 8
 """Epochs without a better held-out score before training stops."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,24 +11,30 @@ import numpy as np
 from compat.neighbors import unit_rows
 from compat.options import Direction, FitOptions, InterpolationOptions, LossWeights, UnifiedOptions
 from compat.pairs import Pairs
+from compat.training.candidates import solve
 from compat.training.closed_form import as_map, fold_moments, prepare, require_finite
 from compat.training.familiarity import fit_familiarity
-from compat.training.selection import Distractors, HeldOutScore, identity_folds
+from compat.training.selection import Distractors, identity_folds
 from compat.training.solutions import Solutions
+from compat.training.told import OnEpoch, flattery
 from compat.training.unified_judge import MappedVectors, UnifiedJudge
 from compat.training.unified_run import UnifiedRun
+from compat.training.unified_start import SHRINKAGES
 from compat.transformers.artefact import Transformer
 from compat.transformers.unified import UnifiedMap, unified_space
 
-SINGLES: dict[str, Callable[[Solutions], Any]] = {
-    "ridge": lambda solutions: solutions.ridge(0.1),
-    "whitened": lambda solutions: solutions.whitened(1.0, 1.0),
+STRENGTHS = SHRINKAGES
+"""As many penalties for the maps of one direction as for the start of both."""
+WHITENINGS = (0.1, 1.0)
+SINGLES: dict[str, list[dict[str, Any]]] = {
+    "ridge": [{"strength": strength} for strength in STRENGTHS],
+    "whitened": [{"strength": strength, "whitening": white} for strength in STRENGTHS for white in WHITENINGS],
 }
-"""Maps of one direction, of usual settings, that the pair of maps is compared with."""
+"""Maps of one direction that the pair of maps is compared with, each the best of these settings."""
 SINGLE_CORRECTIONS = (0.0, 0.5)
 """Hubness corrections that each is tried with, as `auto` would."""
-
-OnEpoch = Callable[[dict[str, Any]], None]
+DOUBTFUL_LEAD = 0.02
+"""A smaller lead in reciprocal rank may come of choosing the epoch on the pairs that it is measured on."""
 
 
 class UnifiedTransformers(NamedTuple):
@@ -63,8 +68,9 @@ def fit_unified(
         on_epoch: Called with each epoch's record: losses, learning rate, held-out scores, pairs per second.
 
     Returns:
-        The two halves. `training["held_out"]` of both is their retrieval together, `training["notes"]` what the user
-        should know, for example that a map of a single direction did as well.
+        The two halves. `training["held_out"]` of both is their retrieval together, in the best epoch on those pairs,
+        and so flattered a little; `training["single_direction"]` that of single maps, in their best settings on them;
+        `training["notes"]` what the user should know, for example that a map of a single direction did as well.
 
     Raises:
         ValueError: If an option does not apply, the pairs cannot be divided or hold NaN, the loss becomes NaN, or the
@@ -73,7 +79,7 @@ def fit_unified(
     Source: Wang et al., "Unified representation learning for cross model compatibility", BMVC 2020.
     """
     options, unified = options or FitOptions(transformer="unified"), unified or UnifiedOptions()
-    _require_applicable(options)
+    require_unified_options(options)
     if not len(pairs):
         raise ValueError("a unified transformer cannot be fitted to 0 pairs; give some of two identities at least")
     require_finite(pairs)
@@ -114,15 +120,21 @@ def fit_unified(
         "best_epoch": training.best_epoch,
         "start": training.start.to_dict() | {"shrinkage": training.shrinkage},
         "returned_start": training.best_epoch < 0,
-        "single_direction": {single.name: score.to_dict() for single, score in singles.items()},
+        "single_direction": {single.name: score for single, score in singles.items()},
         "notes": _notes(pairs, training, singles),
     }
     return _halves(pairs, *training.best_maps, record, seed=options.seed)
 
 
-def _require_applicable(options: FitOptions) -> None:
+def require_unified_options(options: FitOptions) -> None:
+    """Make sure that no option was given that a unified transformer does not have.
+
+    Raises:
+        ValueError: If one was.
+    """
     found = {
         "correction": bool(options.correction),
+        "direction": options.direction != FitOptions.direction,
         "interpolation.pairing": options.interpolation != InterpolationOptions(),
         "loss": options.loss != LossWeights(),
         "schedule": options.schedule != "full",
@@ -131,8 +143,8 @@ def _require_applicable(options: FitOptions) -> None:
     }
     if given := [name for name, is_given in found.items() if is_given]:
         raise ValueError(
-            f"unified has no {' nor '.join(given)}; leave that out (its losses are weighed by --unified.*, and it is "
-            "trained in fp32 on real pairs)"
+            f"unified has no {' nor '.join(given)}; leave that out (it maps both ways, its losses are weighed by "
+            "--unified.*, and it is trained in fp32 on real pairs)"
         )
 
 
@@ -169,29 +181,41 @@ class _Single(NamedTuple):
         return f"--transformer {self.family} --direction {self.direction}{corrected}"
 
 
-def _single_directions(real: Pairs, judge: UnifiedJudge, options: FitOptions) -> dict[_Single, HeldOutScore]:
-    """Scores of linear maps of one direction, fitted to the same folds."""
-    found = {}
+def _single_directions(real: Pairs, judge: UnifiedJudge, options: FitOptions) -> dict[_Single, dict[str, Any]]:
+    """Scores of linear maps of one direction, fitted to the same folds, in the settings that the judge likes best."""
+    found: dict[_Single, dict[str, Any]] = {}
     ways: tuple[Direction, Direction] = ("new-to-old", "old-to-new")
     for direction in ways:
         preparation = prepare(real, replace(options, direction=direction))
         moments = fold_moments(real, np.zeros(len(real), np.int64), direction, preparation, target=True)[0]
         solutions = Solutions(moments, preparation)
-        for family, solve in SINGLES.items():
-            scores = judge.single(direction, as_map(solve(solutions)), SINGLE_CORRECTIONS)
-            for correction, score in zip(SINGLE_CORRECTIONS, scores, strict=True):
-                found[_Single(family, direction, correction)] = score
+        for family, choices in SINGLES.items():
+            for settings in choices:
+                apply = as_map(solve(family, solutions, **settings))
+                scores = judge.single(direction, apply, SINGLE_CORRECTIONS)
+                for correction, score in zip(SINGLE_CORRECTIONS, scores, strict=True):
+                    single = _Single(family, direction, correction)
+                    record = score.to_dict() | {"settings": settings}
+                    best = found.setdefault(single, record)
+                    if score.mean_reciprocal_rank > best["mean_reciprocal_rank"]:
+                        found[single] = record
     return found
 
 
-def _notes(pairs: Pairs, training: UnifiedRun, singles: dict[_Single, HeldOutScore]) -> list[str]:
+def _notes(pairs: Pairs, training: UnifiedRun, singles: dict[_Single, dict[str, Any]]) -> list[str]:
     notes = []
-    best, score = max(singles.items(), key=lambda item: item[1].mean_reciprocal_rank)
-    if score.mean_reciprocal_rank >= training.best.mean_reciprocal_rank:
+    best, score = max(singles.items(), key=lambda item: item[1]["mean_reciprocal_rank"])
+    rank = score["mean_reciprocal_rank"]
+    if rank >= training.best.mean_reciprocal_rank:
         notes.append(
             f"a single-direction map is at least as good on the held-out pairs ({best.name}: reciprocal rank "
-            f"{score.mean_reciprocal_rank:.3f}, unified: {training.best.mean_reciprocal_rank:.3f}); unless both models "
-            f"are to share one gallery, use {best.wanted}"
+            f"{rank:.3f}, unified: {training.best.mean_reciprocal_rank:.3f}); unless both models are to share one "
+            f"gallery, use {best.wanted}"
+        )
+    elif training.best.mean_reciprocal_rank - rank < DOUBTFUL_LEAD:
+        notes.append(
+            f"unified leads the best single-direction map by little ({training.best.mean_reciprocal_rank:.3f} against "
+            f"{rank:.3f} of {best.name}): {flattery(len(training.history))}"
         )
     if training.best_epoch < 0:
         notes.append(

@@ -61,6 +61,7 @@ class UnifiedJudge:
 
     def __init__(self, pairs: Pairs, held_out: np.ndarray, *, seed: int, gallery: Distractors | None = None) -> None:
         self.pairs, self._held_out, self._seed, self._gallery = pairs, held_out, seed, gallery
+        self._unmapped: dict[Direction, HeldOutRetrieval] = {}
 
     def both(self, old_map: Map, new_map: Map, dim: int) -> HeldOutScore:
         """Queries through the new map, the gallery through the old one, into a space of `dim` dimensions."""
@@ -72,7 +73,9 @@ class UnifiedJudge:
 
     def single(self, direction: Direction, apply: Map, corrections: Sequence[float]) -> list[HeldOutScore]:
         """One side through a map, the other as it is, for each strength of hubness correction."""
-        judge = self._of(self.pairs, direction, self._gallery)
+        if direction not in self._unmapped:
+            self._unmapped[direction] = self._of(self.pairs, direction, self._gallery)
+        judge = self._unmapped[direction]
         return [judge.summary([ranked]) for ranked in judge.rank(apply, corrections)]
 
     def _of(self, pairs: Pairs, direction: Direction, gallery: Distractors | None) -> HeldOutRetrieval:

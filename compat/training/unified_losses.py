@@ -95,6 +95,34 @@ def posterior_losses(
     return entropy, ((old.exp() - new.exp()) * (old - new)).sum(dim=1) / 2
 
 
+def loss_terms(identities: int) -> tuple[str, ...]:
+    """Names of the terms that there are: with identities to learn no contrast, without them no classification."""
+    return ("similarity", "classification", "kl") if identities else ("similarity", "contrast")
+
+
+def require_losses(options: UnifiedOptions, identities: int) -> None:
+    """Make sure that there is something to learn from, and that no weight was given to a term that there is not.
+
+    Args:
+        options: The weights.
+        identities: How many the classifier tells apart; 0 without one.
+
+    Raises:
+        ValueError: If all weights of the terms that there are are zero, or a term that there is not was given one.
+    """
+    terms = loss_terms(identities)
+    why = f"{identities} identities repeat" if identities else "no labels repeat"
+    wanted = " or ".join(f"unified.{name}_weight" for name in terms)
+    if not any(getattr(options, f"{name}_weight") for name in terms):
+        raise ValueError(f"{why}, so that unified learns from {wanted}, found all of them zero; give one of them")
+    for name in ("classification", "kl", "contrast"):
+        given = getattr(options, f"{name}_weight")
+        if name not in terms and given not in (0, getattr(UnifiedOptions, f"{name}_weight")):
+            raise ValueError(
+                f"unified.{name}_weight {given:g} does nothing where {why}; leave it out, or give {wanted}"
+            )
+
+
 def unified_loss(
     old: torch.Tensor,
     new: torch.Tensor,

@@ -17,18 +17,15 @@ from compat.neighbors import unit_rows
 from compat.options import FitOptions, UnifiedOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import as_map
-from compat.training.schedule import TrainingSchedule
+from compat.training.schedule import AFFINE_RATE_SCALE, TrainingSchedule
 from compat.training.selection import HeldOutScore, judged_by
 from compat.training.unified_judge import UnifiedJudge
-from compat.training.unified_losses import SharedClassifier, UnifiedTerms, unified_loss
+from compat.training.unified_losses import SharedClassifier, UnifiedTerms, loss_terms, require_losses, unified_loss
 from compat.training.unified_start import Start, canonical_starts
 from compat.transformers.unified import UnifiedMap
 
-AFFINE_RATE_SCALE = 0.1
-"""The projections are fitted already, the blocks start from nothing."""
 IDENTITY_RATE_SCALE = 3.0
 """Of all steps where identities are learned: on real identities longer steps won, on items without labels they lost."""
-_LOSSES = ("loss", *(f"{name}_loss" for name in UnifiedTerms._fields[1:]))
 
 
 class UnifiedRun:
@@ -47,18 +44,22 @@ class UnifiedRun:
         start: The score of the linear maps they started at.
         identities: How many the classifier tells apart; 0 without one.
         history: The records of the epochs.
+
+    Raises:
+        ValueError: If there is nothing to learn from, or a term that there is not was given a weight.
     """
 
     def __init__(self, real: Pairs, judge: UnifiedJudge, options: FitOptions, unified: UnifiedOptions) -> None:
         self.options, self.unified, self.judge, self.real = options, unified, judge, real
         self.dim = unified.dim or real.new.space.dim
+        self.codes, self.identities = self._codes()
+        require_losses(unified, self.identities)
         self.shrinkage, start, self.start = self._best_start()
         digests = [tensor_digest(linear.state_dict()) for linear in start]
         self.start_digest = " ".join(digests)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             self.old_map, self.new_map = (UnifiedMap.starting_at(linear, options.width) for linear in start)
-        self.codes, self.identities = self._codes()
         self.classifier = self._new_classifier() if self.identities else None
         self.best_maps = self._frozen()
         self.best, self.best_epoch = self.start, -1
@@ -68,6 +69,7 @@ class UnifiedRun:
         self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True)
         self.history: list[dict[str, Any]] = []
         self.schedule = TrainingSchedule(options, lambda _: -(-len(real) // options.batch_size))
+        self.steps = self.schedule.steps
         self.step = 0
 
     def _best_start(self) -> tuple[float, Start, HeldOutScore]:
@@ -121,9 +123,11 @@ class UnifiedRun:
     def epoch(self) -> dict[str, Any]:
         """Train one epoch, judge it, and return its record."""
         number, started = len(self.history), time.perf_counter()
-        sums, mass, rate = np.zeros(len(UnifiedTerms._fields)), 0.0, 0.0
+        # The sums stay where the maps are: reading them at every step would wait for the device at every step.
+        sums = torch.zeros(len(UnifiedTerms._fields), dtype=torch.float64, device=self.device)
+        mass, rate = 0.0, 0.0
         for batch, old, new, weights in self._batches(number):
-            rate = self.schedule.learning_rate(self.step, self.schedule.steps)
+            rate = self.schedule.learning_rate(self.step, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["rate_scale"]
             codes = None if self.codes is None else torch.from_numpy(self.codes[batch]).to(self.device)
@@ -139,12 +143,13 @@ class UnifiedRun:
             terms.total.backward()
             self.optimizer.step()
             self.step += 1
-            share = len(batch) if weights is None else float(weights.sum())
-            sums += np.array([float(term.detach()) for term in terms]) * share
+            share = len(batch) if self.real.weights is None else float(self.real.weights[batch].sum())
+            sums.add_(torch.stack([term.detach() for term in terms]), alpha=share)
             mass += share
-        if not np.isfinite(sums).all():
+        means = dict(zip(UnifiedTerms._fields, (sums.cpu() / mass).tolist(), strict=True))
+        if not np.isfinite([*means.values()]).all():
             raise ValueError(
-                f"the loss became {sums[0] / mass} in epoch {number + 1}; lower learning_rate "
+                f"the loss became {means['total']} in epoch {number + 1}; lower learning_rate "
                 f"({self.options.learning_rate})"
             )
         seconds = time.perf_counter() - started
@@ -154,7 +159,8 @@ class UnifiedRun:
             self.best, self.best_epoch, self.best_maps = score, number, frozen
         record = {
             "epoch": number + 1,
-            **dict(zip(_LOSSES, (sums / mass).tolist(), strict=True)),
+            "loss": means["total"],
+            **{f"{name}_loss": means[name] for name in loss_terms(self.identities)},
             "learning_rate": rate,
             "held_out_recall_at_1": score.recall_at_1,
             "held_out_reciprocal_rank": score.mean_reciprocal_rank,

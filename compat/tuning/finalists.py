@@ -1,29 +1,33 @@
-"""The best trials judged again where they were not chosen: on other folds, trained from other seeds.
+"""The best trials judged again, on other folds, trained from other seeds; the best of them there is the best.
 
-The best of many trials is partly the luckiest on the fold that all of them were judged by; what it reaches on other
-divisions of the pairs is free of that choice (Cawley and Talbot, "On over-fitting in model selection and subsequent
-selection bias in performance evaluation", JMLR 2010).
+The best of many trials is partly the luckiest on the fold that all of them were judged by. The best of the finalists is
+so too, a little, and each of their trainings stopped by the fold that it is judged by: these figures tell which is the
+best, not how good it is. That is for `compat.tuning.contest`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from compat.options import FitOptions
 from compat.training.fit import fit_transformer
-from compat.tuning.baseline import ridge_elsewhere
+from compat.training.network_run import Diverged
+from compat.tuning.contest import Contest, against_ridge
+from compat.tuning.pace import START, say
 from compat.tuning.space import digest_of, with_values
-from compat.tuning.trials import Work
+from compat.tuning.trials import Work, reached
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
 JUDGED = "judged_again"
-"""The study's attribute that keeps what was judged, by configuration or `ridge` and then by seed."""
+"""The study's attribute that keeps what was judged, by configuration and then by seed."""
+CONTESTS = "against_ridge"
+"""The study's attribute that keeps contests with ridge, by configuration and number of parts."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,15 @@ class Finalist:
         trial: Its number.
         options: Its options of training.
         value: Held-out reciprocal rank in the study.
-        elsewhere: Those on other folds from other seeds.
+        elsewhere: Those on other folds from other seeds; 0 where its loss diverged.
+        start: That of the affine map that it starts at, where it learned nothing in the study.
     """
 
     trial: int
     options: FitOptions
     value: float
     elsewhere: tuple[float, ...]
+    start: float | None = None
 
     @property
     def judged(self) -> float:
@@ -55,6 +61,7 @@ class Finalist:
             "value": self.value,
             "elsewhere": list(self.elsewhere),
             "judged": self.judged,
+            "start": self.start,
         }
 
 
@@ -67,9 +74,9 @@ def options_of(trial: FrozenTrial, job: Work) -> FitOptions:
 
 
 def judge_again(
-    study: Study, job: Work, *, finalists: int, judgings: int, strength: float, on_judged: Callable[[str], None]
-) -> tuple[list[Finalist], tuple[float, ...]]:
-    """The best trials of different configurations, best first by their other judgings, and ridge's judgings.
+    study: Study, job: Work, *, finalists: int, judgings: int, on_judged: Callable[[str], None]
+) -> list[Finalist]:
+    """The best trials of different configurations, best first by their other judgings.
 
     What was judged before is taken from the study.
 
@@ -78,7 +85,6 @@ def judge_again(
         job: What they were trained on.
         finalists: How many.
         judgings: By how many other seeds.
-        strength: Of ridge.
         on_judged: Called with a line for each finalist.
     """
     from optuna.trial import TrialState
@@ -88,22 +94,36 @@ def judge_again(
     distinct = {digest_of(options_of(trial, job)): trial for trial in reversed(order)}
     seeds = [job.fixed.seed + 1 + i for i in range(judgings)]
     known: dict[str, dict[str, float]] = dict(study.user_attrs.get(JUDGED, {}))
-    if missing := [seed for seed in seeds if str(seed) not in known.get("ridge", {})]:
-        ranks = ridge_elsewhere(job.pairs, job.fixed, job.gallery, strength, missing)
-        known["ridge"] = known.get("ridge", {}) | dict(zip(map(str, missing), ranks, strict=True))
-        study.set_user_attr(JUDGED, known)
     found = []
     for trial in [trial for trial in order if trial in distinct.values()][:finalists]:
         options = options_of(trial, job)
         digest = digest_of(options)
         for seed in seeds:
             if str(seed) not in known.get(digest, {}):
-                fitted = fit_transformer(job.pairs, replace(options, seed=seed), gallery=job.gallery)
-                rank = fitted.training["held_out"]["mean_reciprocal_rank"]
-                known[digest] = known.get(digest, {}) | {str(seed): rank}
+                known[digest] = known.get(digest, {}) | {str(seed): _rank(job, replace(options, seed=seed))}
                 study.set_user_attr(JUDGED, known)
         ranks = tuple(known[digest][str(seed)] for seed in seeds)
-        found.append(Finalist(trial.number, options, trial.value or 0.0, ranks))
+        found.append(Finalist(trial.number, options, trial.value or 0.0, ranks, trial.user_attrs.get(START)))
         on_judged(f"trial {trial.number}  {trial.value:.4f} in the study, {mean(ranks):.4f} on other folds")
     found.sort(key=lambda finalist: (-finalist.judged, -finalist.value, finalist.trial))
-    return found, tuple(known["ridge"][str(seed)] for seed in seeds)
+    return found
+
+
+def _rank(job: Work, options: FitOptions) -> float:
+    try:
+        return reached(fit_transformer(job.pairs, options, gallery=job.gallery, on_note=say).training).rank
+    except Diverged:
+        return 0.0
+
+
+def contest_of(
+    study: Study, job: Work, best: Finalist, *, judgings: int, reports: int, on_part: Callable[[str], None]
+) -> Contest:
+    """The best finalist beside ridge (`against_ridge`); what was compared before is taken from the study."""
+    known: dict[str, dict[str, Any]] = dict(study.user_attrs.get(CONTESTS, {}))
+    key = f"{digest_of(best.options)} {judgings} {reports}"
+    if key not in known:
+        found = against_ridge(job, best.options, judgings=judgings, reports=reports, on_part=on_part)
+        known[key] = asdict(found)
+        study.set_user_attr(CONTESTS, known)
+    return Contest(**known[key])

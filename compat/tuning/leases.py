@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ LEASE = "worker"
 """The user attribute of a trial that holds its lease."""
 RETRIED = "retries"
 """The user attribute of a trial that holds the number of the trial it is another try of."""
+DEATHS = "deaths"
+"""The user attribute of a trial that holds how many processes have died at its parameters before."""
+MOST_DEATHS = 3
+"""Parameters that so many processes died at are not tried again: they need more memory than there is, or the like."""
 UNCLAIMED_SECONDS = 60.0
 """A running trial that nobody put a name to for so long was abandoned between two statements."""
 
@@ -71,7 +76,7 @@ class Abandoned:
         self._unclaimed_since: dict[int, float] = {}
 
     def recover(self) -> list[int]:
-        """Numbers of the trials that were failed and queued."""
+        """Numbers of the trials that were failed and queued; those that are given up are failed alone."""
         from optuna.trial import TrialState
 
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -88,8 +93,8 @@ class Abandoned:
         return not is_alive(lease)
 
 
-def fail_and_retry(study: Study, trial: FrozenTrial) -> bool:
-    """Fail a running trial and queue another with its parameters; False where somebody else has ended it."""
+def fail_and_retry(study: Study, trial: FrozenTrial, *, to_blame: bool = True) -> bool:
+    """Fail a running trial and `retry` it; False where somebody else has ended it, or it is given up."""
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
@@ -98,19 +103,34 @@ def fail_and_retry(study: Study, trial: FrozenTrial) -> bool:
             return False
     except UpdateFinishedTrialError:
         return False
-    retry(study, trial)
-    return True
+    return retry(study, trial, to_blame=to_blame)
 
 
-def retry(study: Study, trial: FrozenTrial) -> None:
-    """Queue another trial with the parameters of one that was failed; those that it had not drawn are drawn then."""
+def retry(study: Study, trial: FrozenTrial, *, to_blame: bool = True) -> bool:
+    """Queue another trial with the parameters of one that was failed; those that it had not drawn are drawn then.
+
+    Args:
+        study: The study.
+        trial: The failed trial.
+        to_blame: Whether its process died at work; where it was told to stop, nothing is counted against it.
+
+    Returns:
+        Whether it was queued; not where `MOST_DEATHS` processes have died at these parameters.
+    """
     from optuna.trial import TrialState, create_trial
 
+    deaths = trial.user_attrs.get(DEATHS, 0) + to_blame
+    if deaths >= MOST_DEATHS:
+        line = f"trial {trial.number}  {deaths} processes have died at its parameters; they are not tried again"
+        print(line, file=sys.stderr, flush=True)
+        return False
     study.add_trial(
         create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={RETRIED: trial.number},  # not the lease: a dead process must not seem to work on this one
+            # Not the lease: a dead process must not seem to work on this one.
+            user_attrs={RETRIED: trial.number, DEATHS: deaths},
         )
     )
+    return True

@@ -78,9 +78,13 @@ class TuneOptions(FitOptions):
         finalists: So many of the best trials are judged again, on other folds and from other seeds, before the best is
             named.
         judgings: How many other folds and seeds that are.
+        reports: The best is then trained so many times more, without pairs that nothing was chosen by, and compared on
+            them with ridge.
         test_gallery: Store of an old gallery, none of it among the pairs. With test_queries, the best map is scored on
             it, once, after the study.
         test_queries: Store of the new model's queries for it.
+        test_relevance: What is right for them: label, item, a table with columns query_id, item_id and perhaps grade
+            (0 is irrelevant), or auto, which is label where both stores have one, else item.
     """
 
     old: Path
@@ -95,16 +99,20 @@ class TuneOptions(FitOptions):
     workers: int = 1
     finalists: int = 3
     judgings: int = 2
+    reports: int = 3
     test_gallery: Path | None = None
     test_queries: Path | None = None
+    test_relevance: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trials", "workers", "finalists", "judgings"):
+        for name in ("trials", "workers", "finalists", "judgings", "reports"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if (self.test_gallery is None) != (self.test_queries is None):
             raise ValueError("a test split is --test-gallery and --test-queries together; only one of them was given")
+        if self.test_gallery is None and self.test_relevance != "auto":
+            raise ValueError("--test-relevance is of a test split; give --test-gallery and --test-queries with it")
         if not self.name:
             raise ValueError("name must not be empty")
 

@@ -42,6 +42,7 @@ def render_study(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
         bars=_bars(record),
         most=best,
         best_row=next((row for row in complete if row["trial"] == record["best"]["trial"]), {}),
+        nothing_learned=[row["trial"] for row in complete if row["learned_nothing"]],
         drawn=[name for name, values in record["space"]["values"].items() if len(values) > 1],
         ranges=RANGES,
     )

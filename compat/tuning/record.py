@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import yaml
 
+from compat.tuning.contest import Contest
 from compat.tuning.finalists import Finalist
 from compat.tuning.leases import RETRIED
 from compat.tuning.options import TuneOptions
+from compat.tuning.pace import START
 from compat.tuning.storage import JOURNAL, masked
 from compat.tuning.trials import Work
 from stores.durable import write_atomically
@@ -33,14 +35,14 @@ class Outcome:
     Attributes:
         finalists: The best trials, the best of them first.
         ridge: Strength, recall_at_1 and mean_reciprocal_rank of the plain linear map on the fold of the study.
-        ridge_elsewhere: Its reciprocal ranks where the finalists were judged again.
+        contest: The best and ridge on pairs that nothing was chosen by.
         importances: Share of the variance of the value that each parameter explains; empty where it is not known.
         unimportant: Why importances are missing, or what they leave out; empty if nothing.
     """
 
     finalists: Sequence[Finalist]
     ridge: dict[str, float]
-    ridge_elsewhere: tuple[float, ...]
+    contest: Contest
     importances: dict[str, float]
     unimportant: str
 
@@ -49,28 +51,12 @@ class Outcome:
         """The best finalist."""
         return self.finalists[0]
 
-    @property
-    def ridge_judged(self) -> float:
-        """Mean reciprocal rank of ridge where the finalists were judged again."""
-        return sum(self.ridge_elsewhere) / len(self.ridge_elsewhere)
-
-    @property
-    def ridge_wins(self) -> bool:
-        """Whether nothing was gained over the plain linear map."""
-        return self.ridge_judged >= self.best.judged
-
     def sentence(self, family: str) -> str:
-        """What to do, in words."""
-        found = (
-            f"the best {family}, trial {self.best.trial}, reaches a reciprocal rank of {self.best.judged:.4f} on the "
-            f"folds that it was not chosen by"
-        )
-        if self.ridge_wins:
-            return (
-                f"a plain linear map is at least as good: ridge reaches {self.ridge_judged:.4f} and {found}; use "
-                f"--transformer ridge"
-            )
-        return f"{found}, a plain linear map (ridge) {self.ridge_judged:.4f}"
+        """What was found and what to do, in words."""
+        name = f"the best {family}, trial {self.best.trial}"
+        if self.best.start is not None:
+            name += f" (which learned nothing in the study: {self.best.value:.4f}, from {self.best.start:.4f})"
+        return self.contest.sentence(name)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -106,7 +92,7 @@ def importances(study: Study) -> tuple[dict[str, float], str]:
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if find_spec("sklearn") is None:
-        return {}, 'importances need scikit-learn: pip install ".[tune]"'
+        return {}, "importances need scikit-learn: pip install 'embedding-compat[tune]'"
     if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
         return {}, f"{len(complete)} complete trials tell nothing of importances"
     with warnings.catch_warnings():
@@ -137,6 +123,7 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
                 "epochs": attributes.get("epochs"),
                 "pruned_epoch": attributes.get("epochs") if state == "pruned" else None,
                 "diverged": "diverged" in attributes,
+                "learned_nothing": START in attributes,
                 "retry_of": attributes.get(RETRIED),
                 "config": attributes.get("config"),
                 **{name: trial.params.get(name) for name in names},
@@ -162,12 +149,13 @@ def study_record(options: TuneOptions, job: Work, rows: Sequence[dict[str, Any]]
             "new": str(job.pairs.new.space),
             "labelled": job.pairs.labels is not None,
         },
+        "gallery": None if options.gallery is None else str(options.gallery.absolute()),
         "space": {"values": job.space.values, "left_out": list(job.space.left_out)},
         "trials": {"wanted": options.trials} | {state: states.count(state) for state in sorted(set(states))},
         "best": best.to_dict() | {"options": asdict(best.options)},
         "finalists": [finalist.to_dict() for finalist in outcome.finalists],
-        "ridge": outcome.ridge | {"elsewhere": list(outcome.ridge_elsewhere), "judged": outcome.ridge_judged},
-        "ridge_wins": outcome.ridge_wins,
+        "ridge": outcome.ridge,
+        "against_ridge": outcome.contest.to_dict(),
         "sentence": outcome.sentence(options.transformer),
         "importances": {"shares": outcome.importances, "note": outcome.unimportant},
     }
@@ -176,7 +164,9 @@ def study_record(options: TuneOptions, job: Work, rows: Sequence[dict[str, Any]]
 def write_artefacts(folder: Path, record: dict[str, Any], rows: Sequence[dict[str, Any]], page: str) -> None:
     """Write trials.csv, best.yaml, study.html and at last study.json, each whole or not at all."""
     table = pl.DataFrame(list(rows), infer_schema_length=None).write_csv()
-    options = record["best"]["options"]
+    options = dict(record["best"]["options"])
+    if record["gallery"] is not None:  # without it, training would stop at another epoch
+        options["gallery"] = record["gallery"]
     best = f"# Trial {record['best']['trial']} of {record['name']}.\n{yaml.safe_dump(options, sort_keys=False)}"
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in ((TABLE, table), (BEST, best), (PAGE, page), (RECORD, text)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compat.evaluation.page.axes import Axis, LogAxis, Scale
@@ -110,7 +110,7 @@ def scatter(
     if categories:
         across: Scale = Categories(categories)
     else:
-        across = _Padded(LogAxis.over(positions) if log_x else Axis.over(positions, tight=True), 0.03)
+        across = _Padded(LogAxis.over(positions) if log_x else _linear(positions), 0.03)
 
     def along(share: float) -> float:
         return round(frame.left + share * (frame.right - frame.left), 1)
@@ -131,6 +131,12 @@ def scatter(
         x_minor=[along(share) for share in across.minor_ticks],
         note=note,
     )
+
+
+def _linear(positions: Sequence[float]) -> Axis:
+    axis = Axis.over(positions, tight=True)
+    whole = all(isinstance(x, int) for x in positions)  # there is no trial 0.2
+    return replace(axis, step=max(1.0, axis.step)) if whole else axis
 
 
 def _drawn(points: Points, places: Sequence[Point], frame: Frame) -> DrawnLine:

@@ -82,8 +82,8 @@ def tunable(family: str) -> str:
     Raises:
         ValueError: If there is no such family, or nothing of it is there to be tuned.
     """
-    if known_family(family, CHOICES) in TUNABLE:
-        return family
+    if family in TUNABLE or family not in CHOICES:
+        return known_family(family, TUNABLE)
     why = "is a search itself" if family == "auto" else "finds its settings itself"
     raise ValueError(
         f"{family} {why} and has nothing to tune (python -m compat.train_transformer --transformer {family}); name a "

@@ -18,7 +18,9 @@ from compat.tuning.leases import retry
 from stores.durable import WriterLock
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
 JOURNAL = "journal.log"
 HEARTBEAT_SECONDS = 20
@@ -36,7 +38,7 @@ def require_optuna() -> None:
         ImportError: If it is not.
     """
     if find_spec("optuna") is None:
-        raise ImportError('studies need optuna: pip install ".[tune]"')
+        raise ImportError("studies need optuna: pip install 'embedding-compat[tune]'")
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -86,7 +88,7 @@ def checked_url(url: str) -> str:
         return url
     if scheme in ("postgresql", "postgres", "postgresql+psycopg") and rest:
         if find_spec("psycopg") is None:
-            raise ImportError('a study in PostgreSQL needs psycopg: pip install ".[postgres]"')
+            raise ImportError("a study in PostgreSQL needs psycopg: pip install 'embedding-compat[postgres]'")
         read = f"postgresql+psycopg://{rest}"
         try:
             make_url(read)
@@ -158,7 +160,7 @@ def _database(url: str) -> BaseStorage:
                     url,
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=SILENT_SECONDS,
-                    heartbeat_stale_trial_callback=retry,
+                    heartbeat_stale_trial_callback=_retry,
                 )
         except (IntegrityError, ProgrammingError, OperationalError) as error:
             # Another command makes the same tables of a new database at this moment.
@@ -167,6 +169,10 @@ def _database(url: str) -> BaseStorage:
                 raise
             time.sleep(0.2 * (attempt + 1))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _retry(study: Study, trial: FrozenTrial) -> None:
+    retry(study, trial)
 
 
 def _journal(path: Path) -> BaseStorage:

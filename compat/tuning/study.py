@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +14,9 @@ import numpy as np
 from compat.pairs import join_pairs
 from compat.training.selection import distractors_of
 from compat.tuning.baseline import best_ridge
-from compat.tuning.finalists import judge_again
+from compat.tuning.finalists import contest_of, judge_again
 from compat.tuning.options import TuneOptions
+from compat.tuning.pace import say
 from compat.tuning.page import render_study
 from compat.tuning.record import Outcome, importances, read_record, study_record, trial_rows, write_artefacts
 from compat.tuning.space import space_for, tunable
@@ -37,10 +37,17 @@ RIDGE = "ridge"
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished study: study.json, and whether the score on the test split was there before."""
+    """A finished study.
+
+    Attributes:
+        record: What study.json holds.
+        scored_before: Whether the score on the test split was there before.
+        pending: Whether another command is at work on that score.
+    """
 
     record: dict[str, Any]
     scored_before: bool
+    pending: bool = False
 
 
 def tune(options: TuneOptions) -> Tuned:
@@ -69,25 +76,23 @@ def tune(options: TuneOptions) -> Tuned:
         stack.enter_context(sole_command(options.out))
         study = open_study(stack.enter_context(opened_storage(options.storage, options.out)), options, job)
         for reason in job.space.left_out:
-            _say(f"left out: {reason}")
+            say(f"left out: {reason}")
         _run(study, options, job)
-        finalists, elsewhere = judge_again(
-            study,
-            job,
-            finalists=options.finalists,
-            judgings=options.judgings,
-            strength=ridge["strength"],
-            on_judged=_say,
-        )
-        outcome = Outcome(finalists, ridge, elsewhere, *importances(study))
+        judgings = options.judgings
+        finalists = judge_again(study, job, finalists=options.finalists, judgings=judgings, on_judged=say)
+        contest = contest_of(study, job, finalists[0], judgings=judgings, reports=options.reports, on_part=say)
+        outcome = Outcome(finalists, ridge, contest, *importances(study))
         rows = trial_rows(study)
         record = study_record(options, job, rows, outcome) | {MADE_OF: made_of(job)}
+        pending = False
         scored = known.get(SCORED) or study.user_attrs.get(SCORED)
         write_artefacts(options.out, record | {SCORED: scored}, rows, render_study(record | {SCORED: scored}, rows))
         if split is not None:
-            record[SCORED] = score_once(study, job, split, outcome.best.options, scored)
+            found = score_once(study, job, split, outcome.best.options, scored)
+            pending = found is None
+            record[SCORED] = found
             write_artefacts(options.out, record, rows, render_study(record, rows))
-        return Tuned(record | {SCORED: record.get(SCORED, scored)}, scored is not None)
+        return Tuned(record | {SCORED: record.get(SCORED, scored)}, scored is not None, pending)
 
 
 @contextmanager
@@ -163,7 +168,3 @@ def _run(study: Study, options: TuneOptions, job: Work) -> None:
 
 def _digest(vectors: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(vectors).data, digest_size=16).hexdigest()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.fit import fit_transformer
+from compat.training.network_run import Diverged
 from compat.training.selection import Distractors
 from compat.tuning.leases import LEASE, Abandoned, fail_and_retry, own_lease
+from compat.tuning.pace import START, Pace, say
 from compat.tuning.space import TunedSpace, digest_of
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import Trial
 
 SCORE = "held_out_reciprocal_rank"
 RANDOM_TRIALS = 8
@@ -36,8 +38,6 @@ MOST_PRUNED = 3
 MOST_ENDED = 20
 """A study gives up after so many trials for each one wanted: almost none of them can be trained."""
 POLL_SECONDS = 0.3
-DIVERGED = "the loss became"
-"""How the message begins with which training stops where the loss is no number."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def work(study: Study, job: Work, *, parent: int | None = None) -> None:
     from optuna.trial import TrialState
 
     abandoned = Abandoned(study, elsewhere_is_dead=job.alone)
-    pace = _Pace(study, job.trials)
+    pace = Pace(study, job.trials)
     while True:
         for number in abandoned.recover():
-            _say(f"trial {number}  its process is gone; its parameters are tried again")
+            say(f"trial {number}  its process is gone; its parameters are tried again")
         counts = _counts(study)
         if counts[TrialState.COMPLETE] >= job.trials:
             _fail_silent(study)
@@ -129,7 +129,7 @@ def _fail_silent(study: Study) -> None:
         fail_stale_trials(study)
 
 
-def _run_one(study: Study, job: Work, existing: int, *, prunes: bool, parent: int | None, pace: _Pace) -> None:
+def _run_one(study: Study, job: Work, existing: int, *, prunes: bool, parent: int | None, pace: Pace) -> None:
     from optuna.pruners import MedianPruner, NopPruner
     from optuna.samplers import TPESampler
 
@@ -156,9 +156,9 @@ def _give_back(study: Study, trial: Trial) -> None:
 
     found = study.get_trials(deepcopy=False)[trial.number]
     if found.state == TrialState.FAIL:  # optuna has failed it on the way out
-        retry(study, found)
+        retry(study, found, to_blame=False)
     else:
-        fail_and_retry(study, found)
+        fail_and_retry(study, found, to_blame=False)
 
 
 def _leave_if_orphaned(parent: int | None) -> None:
@@ -166,8 +166,30 @@ def _leave_if_orphaned(parent: int | None) -> None:
         raise Orphaned
 
 
+class Reached(NamedTuple):
+    """What a network reached on held-out pairs by being trained.
+
+    Attributes:
+        rank: Reciprocal rank of its best epoch.
+        recall_at_1: Of that epoch.
+        start: Reciprocal rank of the affine map that a residual_mlp starts at, where no epoch does better: then that
+            map is what comes back. None where it learned something.
+    """
+
+    rank: float
+    recall_at_1: float
+    start: float | None
+
+
+def reached(training: Mapping[str, Any]) -> Reached:
+    """What the record of a training says; an untouched start does not count, since all that learn nothing share it."""
+    best = max(training["epochs"], key=lambda epoch: epoch[SCORE])
+    start = training["start"]["mean_reciprocal_rank"] if training.get("returned_start") else None
+    return Reached(best[SCORE], best["held_out_recall_at_1"], start)
+
+
 class Objective:
-    """Trains one trial; its value is the held-out reciprocal rank of the epoch that is kept."""
+    """Trains one trial; its value is the held-out reciprocal rank of the best epoch, never that of its start."""
 
     def __init__(self, study: Study, job: Work, parent: int | None) -> None:
         self._study, self._job, self._parent = study, job, parent
@@ -191,18 +213,20 @@ class Objective:
             raise Surplus(f"{self._job.trials} trials are complete or under way without it")
         trial.set_user_attr("config", digest_of(options))
         try:
-            fitted = fit_transformer(self._job.pairs, options, gallery=self._job.gallery, on_epoch=self._on_epoch)
-        except ValueError as error:
-            if not str(error).startswith(DIVERGED):
-                raise
+            fitted = fit_transformer(
+                self._job.pairs, options, gallery=self._job.gallery, on_epoch=self._on_epoch, on_note=say
+            )
+        except Diverged as error:
             self._note_cost()
             trial.set_user_attr("diverged", str(error))
             trial.report(0.0, len(self._paces) + 1)  # so that its neighbours are not tried again and again
             raise TrialPruned(str(error)) from None
         self._note_cost()
-        held_out = fitted.training["held_out"]
-        trial.set_user_attr("recall_at_1", held_out["recall_at_1"])
-        return held_out["mean_reciprocal_rank"]
+        found = reached(fitted.training)
+        trial.set_user_attr("recall_at_1", found.recall_at_1)
+        if found.start is not None:
+            trial.set_user_attr(START, found.start)
+        return found.rank
 
     def _is_surplus(self, number: int) -> bool:
         from optuna.trial import TrialState
@@ -229,49 +253,3 @@ class Objective:
         self.trial.set_user_attr("epochs", len(self._paces))
         if self._paces:
             self.trial.set_user_attr("pairs_per_second", round(median(self._paces), 1))
-
-
-class _Pace:
-    """Says how a trial ended and when the study may be done."""
-
-    def __init__(self, study: Study, wanted: int) -> None:
-        self._study, self._wanted = study, wanted
-        self._began, self._before = time.monotonic(), self._complete()
-
-    def _complete(self) -> int:
-        from optuna.trial import TrialState
-
-        return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-
-    def tell(self, trial: FrozenTrial) -> None:
-        """Print one line."""
-        from optuna.trial import TrialState
-
-        complete = self._complete()
-        ended = {
-            TrialState.COMPLETE: f"{trial.value:.4f}" if trial.value is not None else "",
-            TrialState.PRUNED: f"pruned after epoch {trial.user_attrs.get('epochs', trial.last_step)}",
-            TrialState.FAIL: "not needed",
-        }.get(trial.state, trial.state.name.lower())
-        if "diverged" in trial.user_attrs:
-            ended = f"diverged in epoch {trial.last_step}"
-        best = "no best yet"
-        if complete:
-            best = f"best {self._study.best_value:.4f} (trial {self._study.best_trial.number})"
-        seconds = trial.user_attrs.get("seconds", 0.0)
-        line = f"trial {trial.number}  {ended}  {best}  {seconds:.1f} s  {complete}/{self._wanted} complete"
-        if complete > self._before and complete < self._wanted:
-            each = (time.monotonic() - self._began) / (complete - self._before)
-            line += f", about {_readable(each * (self._wanted - complete))} left"
-        _say(line)
-
-
-def _readable(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")  # in one write, so that lines of several workers do not mix
-    sys.stderr.flush()
