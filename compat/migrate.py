@@ -29,8 +29,9 @@ class MigrateOptions:
     """What to migrate where.
 
     Attributes:
-        transformer: Folder of a transformer of direction old-to-new, or new-to-old with a hubness correction. Needed to
-            plan, run and verify.
+        transformer: Folder of a transformer of direction old-to-new, or new-to-old with a hubness correction; or of
+            either half of a unified one, which also brings queries and newly enrolled items into the unified space.
+            Needed to plan, run and verify.
         source: URI of the old gallery.
         target: URI of the gallery to write.
         step: What to do.

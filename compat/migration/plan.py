@@ -15,6 +15,7 @@ import numpy as np
 from compat.migration.copying import BATCH_ROWS, BATCHES_PER_COMMIT, ahead, copy_rows, serving
 from compat.migration.run import open_mappable, require_apart
 from compat.migration.state import FILE_SCHEMES, live_engine, state_folder
+from compat.migration.steps import served_form
 from compat.transformers.artefact import Transformer
 from stores.galleries import locate, open_target, redact
 from stores.galleries.gallery import GallerySource, notes_of
@@ -119,7 +120,7 @@ def plan_migration(
         ValueError: If the source is empty or damaged, or the target can be no gallery.
     """
     require_apart(source, target)
-    served = transformer if correction else transformer.without_correction()
+    served = served_form(transformer, correction=correction)
     gallery = open_mappable(source, served, source_space)
     scheme, location = locate(target)
     folder = state_folder(source, target, state)

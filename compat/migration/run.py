@@ -15,7 +15,7 @@ import numpy as np
 from compat.migration.changes import MOST_PASSES, SourceChanges
 from compat.migration.copying import BATCH_ROWS, BATCHES_PER_COMMIT, OnRows, Pause
 from compat.migration.state import StateFolder, state_folder
-from compat.migration.steps import Migration, open_mappable, require_apart, require_mappable
+from compat.migration.steps import Migration, open_mappable, require_apart, require_mappable, served_form
 from compat.migration.verify import MigrationCheck, Search, SearchCheck, engine_search, verify_search
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.serving import SEARCH
@@ -99,7 +99,8 @@ def migrate_gallery(
     Args:
         source: URI of the old gallery; a bare path is a store.
         transformer: A map of direction `old-to-new`; or `new-to-old` with a correction, which leaves the vectors in
-            the old space and is what their extra dimension is for.
+            the old space and is what their extra dimension is for; or either half of a unified transformer, which
+            brings its model's vectors, gallery or queries, into the unified space.
         target: URI of the gallery to write.
         correction: Whether to write the transformer's correction, if it carries one.
         batch_rows: Rows in memory at a time.
@@ -121,7 +122,7 @@ def migrate_gallery(
         ValueError: If the copy does not check out, or the source is a file and changed meanwhile.
     """
     require_apart(source, target)
-    served = transformer if correction else transformer.without_correction()
+    served = served_form(transformer, correction=correction)
     gallery = open_mappable(source, served, source_space)
     folder = state_folder(source, target, state)
     with _alone(folder):
@@ -176,7 +177,7 @@ def verify_migrated(
         WrongSpace: If the transformer is of other spaces than the gallery or the queries.
         ValueError: If the copy does not check out, or is not whole.
     """
-    served = transformer if correction else transformer.without_correction()
+    served = served_form(transformer, correction=correction)
     open_mappable(source, served, source_space)
     folder = state_folder(source, target, state)
     work = Migration(source, target, transformer, served, source_space, folder, BATCH_ROWS, Pause())

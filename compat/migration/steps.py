@@ -14,6 +14,7 @@ from compat.migration.distribute import copy_in_parts, require_parts
 from compat.migration.records import IdSet, RecordFile, hash_scheme, sort_records
 from compat.migration.state import MigrationState, StateFolder, live_engine, tells_contents
 from compat.migration.verify import MigrationCheck, verify_migration
+from compat.transformers import PAIRED
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.serving import SEARCH, search_record
 from stores.galleries import digest, locate, open_source, open_target, redact, zarr_store
@@ -281,6 +282,12 @@ def open_mappable(uri: str, transformer: Transformer, source_space: str | None =
     gallery = open_source(uri, space=space)
     require_mappable(gallery, transformer, redact(uri))
     return gallery
+
+
+def served_form(transformer: Transformer, *, correction: bool) -> Transformer:
+    """The map as a whole gallery goes through it: a half of a unified one maps its own model's items, any other all."""
+    served = transformer if correction else transformer.without_correction()
+    return served.mapping_galleries() if served.family in PAIRED else served
 
 
 def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str) -> None:

@@ -10,6 +10,7 @@ from compat.transformers.linear import IdentityMap, LinearMap
 from compat.transformers.mlp import MLP
 from compat.transformers.msresnet import MSResNet
 from compat.transformers.residual_mlp import ResidualMLP
+from compat.transformers.unified import UnifiedMap
 
 TRANSFORMERS = {
     "identity": IdentityMap,
@@ -22,22 +23,31 @@ TRANSFORMERS = {
     "mlp": MLP,
     "residual_mlp": ResidualMLP,
     "msresnet": MSResNet,
+    "unified": UnifiedMap,
 }
 """The network behind each family; each is made from `(source_dim, target_dim)` and maps [n, source] to [n, target]."""
 
-SIZED = ("residual_mlp",)
+SIZED = ("residual_mlp", "unified")
 """Families whose networks may have any width; others have none."""
 
-CHOICES = ("auto", *TRANSFORMERS)
-"""What may be asked for: a family, or the best of them for the pairs at hand."""
+PAIRED = ("unified",)
+"""Families of two maps that are trained together and meet in a space of their own; each is saved and used alone."""
+
+CHOICES = ("auto", *(family for family in TRANSFORMERS if family not in PAIRED))
+"""What may be asked for where one map is wanted: a family, or the best of them for the pairs at hand."""
 
 
 def known_family(family: str, choices: Iterable[str] = TRANSFORMERS) -> str:
     """The family itself.
 
     Raises:
-        ValueError: If there is no such family; the message lists those there are.
+        ValueError: If there is no such family, or it is no choice here; the message lists those there are.
     """
+    if family in PAIRED and family not in choices:
+        raise ValueError(
+            f"{family} is two maps, found where one is expected: fit both with compat.training.unified.fit_unified or "
+            f"compat.train_transformer, or choose one of {', '.join(choices)}"
+        )
     if family not in choices:
         raise ValueError(f"unknown transformer {family!r}; choose one of {', '.join(choices)}")
     return family

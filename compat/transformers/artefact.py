@@ -107,6 +107,15 @@ class Transformer:
         """The same map alone."""
         return replace(self, correction=None) if self.correction else self
 
+    def mapping_galleries(self) -> Transformer:
+        """The same map for a whole gallery of its source space, whichever side its direction maps; without familiarity.
+
+        One half of a unified transformer maps queries, and items that the new model enrols go the same way.
+        """
+        if self.direction == "old-to-new":
+            return self
+        return replace(self, direction="old-to-new", correction=None, familiarity=None)
+
     def known_offsets(self, gallery_digest: str, rows: int) -> np.ndarray | None:
         """Offsets float32 [rows] that the correction brings for the gallery of this digest, or None.
 
