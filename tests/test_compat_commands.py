@@ -331,7 +331,7 @@ MISTAKES = [
     ("migrate --transformer S/old-to-new --source S/empty --target O", "is empty; there is nothing to migrate"),
     ("migrate --transformer S/old-to-new --source S/gallery --target S/gallery", "never overwritten"),
     ("migrate --transformer S/old-to-new --source S/gallery --target S/queries", "is no copy or migration"),
-    ("migrate --transformer S/old-to-new --source qdrant:x --target O", "unknown kind of gallery 'qdrant'"),
+    ("migrate --transformer S/old-to-new --source mystery:x --target O", "unknown kind of gallery 'mystery'"),
     ("migrate --transformer S/old-to-new --source S/gallery --target O --batch-rows 0", "at least 1"),
     ("transform --transformer S/new-to-old --vectors S/narrow.npy --out O", "holds 8-D vectors, the transformer maps"),
     ("transform --transformer S/new-to-old --vectors S/none.npy --out O", "no gallery at .*none.npy"),
