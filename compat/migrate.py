@@ -21,7 +21,8 @@ class MigrateOptions:
     """What to migrate where.
 
     Attributes:
-        transformer: Folder of a transformer of direction old-to-new, or new-to-old with a hubness correction.
+        transformer: Folder of a transformer of direction old-to-new, or new-to-old with a hubness correction; or of
+            either half of a unified one, which also brings queries and newly enrolled items into the unified space.
         source: URI of the old gallery.
         target: URI of the gallery to write.
         correction: Whether to write the transformer's hubness correction, if it carries one; `no` writes plain vectors.

@@ -10,53 +10,73 @@ Pairing = Literal["none", "linear", "sorted", "proximity"]
 Schedule = Literal["full", "pretrain"]
 Inputs = Literal["raw", "centred", "centred_unit"]
 Wanted = Literal["auto", "yes", "no"]
+MixingWeight = Literal["mean", "random"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the two terms that a network learns from.
+    """Weights of the terms that a network learns from.
 
     Attributes:
         cosine_weight: Weight of 1 - cosine, a term between 0 and 2.
         mse_weight: Weight of the squared distance, summed over dimensions. Raw embeddings are long (a norm of 25 is
             common), so a weight near that of the cosine lets this term swamp it.
+        compactness_weight: Weight of 1 - cosine to the mean target of the pair's identity, which draws an identity's
+            mapped embeddings together for the sake of a gallery of means. It needs labels.
     """
 
     cosine_weight: float = 10.0
     mse_weight: float = 0.002
+    compactness_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.cosine_weight < 0 or self.mse_weight < 0 or self.cosine_weight + self.mse_weight == 0:
+        weights = (self.cosine_weight, self.mse_weight, self.compactness_weight)
+        if min(weights) < 0 or self.cosine_weight + self.mse_weight == 0:
             raise ValueError(
-                f"loss weights must not be negative nor all zero, found cosine_weight={self.cosine_weight}, "
-                f"mse_weight={self.mse_weight}"
+                f"loss weights must not be negative, nor cosine_weight and mse_weight both zero, found cosine_weight="
+                f"{self.cosine_weight}, mse_weight={self.mse_weight}, compactness_weight={self.compactness_weight}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolationOptions:
-    """Synthetic identities, each the mean of two real ones in both spaces at once. They need labels.
+    """Synthetic identities, each the samples of two real ones mixed one by one, in both spaces at once.
 
     Attributes:
-        pairing: Which identities are interpolated: `linear` 0 with 1, 2 with 3; `sorted` neighbours by number of
-            samples; `proximity` those whose centroids are near each other; `none` of them.
+        pairing: Which identities are mixed: `linear` 0 with 1, 2 with 3; `sorted` neighbours by number of samples;
+            `proximity` those whose centroids are near each other in both spaces, or, without labels, samples that are
+            near each other; `none` of them.
         rate: Wanted number of synthetic samples for each real one.
-        minimum: A `sorted` or `proximity` pair that gives fewer samples is skipped.
-        cap: A `sorted` or `proximity` pair gives no more samples than this.
+        minimum: A `sorted` or `proximity` pair of identities that gives fewer samples is skipped.
+        cap: A `sorted` or `proximity` pair of identities gives no more samples than this.
+        weight: Share of each of the two samples in the synthetic one: `mean` half and half, `random` drawn anew for
+            each.
+        approximate_from: From so many identities (without labels: samples) on, `proximity` finds neighbours with
+            pynndescent (extra `neighbors`), which is quicker there than exact search.
     """
 
     pairing: Pairing = "none"
     rate: float = 0.25
     minimum: int = 20
     cap: int = 30
+    weight: MixingWeight = "mean"
+    approximate_from: int = 90_000
 
     def __post_init__(self) -> None:
+        for name, choices in {"pairing": Pairing, "weight": MixingWeight}.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"interpolation.{name} must be one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}"
+                )
         if not 0 < self.rate <= 10:
             raise ValueError(f"interpolation.rate must be above 0 and at most 10, found {self.rate}")
         if not 1 <= self.minimum <= self.cap:
             raise ValueError(
                 f"interpolation.minimum must be between 1 and interpolation.cap, found {self.minimum} and {self.cap}"
             )
+        if self.approximate_from < 2:
+            raise ValueError(f"interpolation.approximate_from must be at least 2, found {self.approximate_from}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +85,8 @@ class FitOptions:
 
     Attributes:
         transformer: Family of the map: identity, procrustes, ridge, shrunk (ridge towards procrustes), whitened,
-            reduced_rank, blend (of procrustes and ridge), mlp, residual_mlp, msresnet; or auto, the best of them by
-            retrieval of held-out pairs.
+            reduced_rank, blend (of procrustes and ridge), mlp, residual_mlp, msresnet; unified, two maps into one new
+            space; or auto, the best of the others by retrieval of held-out pairs.
         direction: `new-to-old` maps queries into the old gallery's space, `old-to-new` maps the gallery.
         correction: Share of each gallery vector's nearness to queries that is taken off its score (hubness correction;
             0.5 is usual). Not given: auto chooses, other families have none.
@@ -80,6 +100,10 @@ class FitOptions:
         epochs: Most passes of a network over the pairs.
         batch_size: Pairs in a step of a network.
         learning_rate: Largest step size of Adam, reached after a warm-up and lowered along a cosine.
+        width: Hidden units of residual_mlp, and of each block of unified; by default as many as the larger dimension,
+            at most 1,024.
+        precision: What a network is trained in: `fp32`, `bf16` (weights, loss and judging stay fp32), or `auto`, which
+            is bf16 for msresnet where the processor multiplies it and fp32 for all others.
         folds: The pairs are divided into this many parts, identities kept together; choices are made by
             cross-validation over them, networks stop early by one of them.
         seed: The same seed gives the same transformer on the same machine.
@@ -96,11 +120,14 @@ class FitOptions:
     epochs: int = 30
     batch_size: int = 256
     learning_rate: float = 1e-3
+    width: int | None = None
+    precision: Precision = "auto"
     folds: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("direction", Direction), ("schedule", Schedule), ("inputs", Inputs)):
+        choices_of = {"direction": Direction, "schedule": Schedule, "inputs": Inputs, "precision": Precision}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}")
         for name in ("epochs", "batch_size"):
@@ -114,10 +141,43 @@ class FitOptions:
             raise ValueError("auto chooses the strength itself; name a family with --transformer, for example ridge")
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be positive, found {self.strength}")
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width must be at least 1, found {self.width}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, found {self.seed}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnifiedOptions:
+    """The pair of maps into one new space (`--transformer unified`).
+
+    Attributes:
+        dim: Dimension of the new space; by default the new model's.
+        similarity_weight: Weight of 1 - cosine between the two mapped embeddings of one item.
+        classification_weight: Weight of recognising the training identities, by a cosine softmax that both maps share.
+            It needs labels that repeat.
+        kl_weight: Weight of the divergence between what that softmax says of the two mapped embeddings of one item.
+        contrast_weight: Weight of telling an item from the others of its batch, whichever map they come through, which
+            keeps the space from collapsing where there are no labels.
+    """
+
+    dim: int | None = None
+    similarity_weight: float = 1.0
+    classification_weight: float = 1.0
+    kl_weight: float = 1.0
+    contrast_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.dim is not None and self.dim < 1:
+            raise ValueError(f"unified.dim must be at least 1, found {self.dim}")
+        names = ("similarity_weight", "classification_weight", "kl_weight", "contrast_weight")
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"unified.{name} must not be negative nor infinite, found {getattr(self, name)}")
+        if not any(getattr(self, name) for name in names):
+            raise ValueError("unified needs a loss to learn from, found all its weights zero; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

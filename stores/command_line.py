@@ -5,6 +5,7 @@ Only the standard library and jsonargparse are imported here, so that `--help` a
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -19,6 +20,9 @@ Options = TypeVar("Options")
 Item = TypeVar("Item")
 
 _YES_OR_NO = {"yes", "no", "true", "false"}
+_LOGIN = re.compile(r"://(?:[^\s/@:]*:\S*|[^\s/@]+)@")
+"""What stands between :// and the host of an address; a password may hold / and @ itself."""
+_PASSWORD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret)=[^\s&'\"]+")
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -118,9 +122,14 @@ def _gathered(arguments: list[str], lists: set[str]) -> list[str]:
 
 def _complain(message: str) -> int:
     if os.environ.get("COMPAT_TRACEBACK") == "1":
-        traceback.print_exc()
-    print("error:", " ".join(message.split()), file=sys.stderr)
+        print(_without_logins(traceback.format_exc()), end="", file=sys.stderr)
+    print("error:", _without_logins(" ".join(message.split())), file=sys.stderr)
     return USER_MISTAKE
+
+
+def _without_logins(text: str) -> str:
+    """The text, stars for the logins in addresses: a misspelt option is shown with its value."""
+    return _PASSWORD.sub(r"\1=***", _LOGIN.sub("://***@", text))
 
 
 def progress(

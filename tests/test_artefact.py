@@ -143,7 +143,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "unified"}, "unknown transformer 'unified'; choose one of identity"),
+        ({"family": "oracle"}, "unknown transformer 'oracle'; choose one of identity"),
         ({"family": "msresnet"}, "cannot be read"),
         ({"direction": "sideways"}, "direction 'sideways', expected one of new-to-old, old-to-new"),
         ({"direction": "old-to-new"}, "does not match its digest"),
@@ -360,5 +360,5 @@ def test_the_card_is_plain_json_for_people(tmp_path):
     card = json.loads((tmp_path / "card.json").read_text())
     assert card.keys() == {
         *("format_version", "family", "direction", "source", "target", "digest", "training", "correction"),
-        *("familiarity", "sha256"),
+        *("familiarity", "sha256", "width"),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backbones.command_line import run_command as backbones_command
 from stores.command_line import INTERRUPTED, USER_MISTAKE, progress, run_command
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,38 @@ def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
 
     assert run("a", function=fail) == USER_MISTAKE
     assert capsys.readouterr().err == f"error: {' '.join(str(mistake).split())}\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "hidden"),
+    [
+        ("postgresql://u:s3cret@h/db", "postgresql://***@h/db"),
+        ("postgresql+psycopg://u:s3/c@ret@h:5432/db", "postgresql+psycopg://***@h:5432/db"),
+        ("redis://:s3cret@h", "redis://***@h"),
+        ("https://s3cret@h/db", "https://***@h/db"),
+        ("postgresql://h/db?user=u&password=s3cret&x=1", "postgresql://h/db?user=u&password=***&x=1"),
+        ("http://h/a:b@c", "http://h/a:b@c"),
+        ("sqlite:///studies/a.db", "sqlite:///studies/a.db"),
+        ("a@b", "a@b"),
+    ],
+)
+@pytest.mark.parametrize("command", [run_command, backbones_command])
+def test_a_mistake_shows_no_password(shown, hidden, command, capsys, monkeypatch):
+    def fail(options):
+        raise ValueError(f"cannot open '{shown}' here")
+
+    told = {"prog": "python -m stores.thing", "description": "Do the thing."}
+    for argv in (["a", "--storge", shown], ["a", f"--storge={shown}"], ["a", "--batch-rows", shown]):
+        assert command(Options, print, argv, **told) == USER_MISTAKE
+        error = capsys.readouterr().err
+        assert "s3" not in error
+        assert hidden in error
+    monkeypatch.setenv("COMPAT_TRACEBACK", "1")
+    assert command(Options, fail, ["a"], **told) == USER_MISTAKE
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "s3" not in error
+    assert error.endswith(f"error: cannot open '{hidden}' here\n")
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ from backbones.checkpoint import save_model
 from backbones.encoders.preprocessing import Preprocessing
 from backbones.networks.iresnet import ARCHITECTURES, IResNet
 from compat.extract import ExtractOptions, extract
+from compat.neighbors import nearest
 from compat.options import FitOptions
 from compat.pairs import join_pairs
+from compat.training import applicable, ladder, nearness, pairing
 from compat.training.fit import fit_transformer
 from compat.transformers.artefact import load_transformer
 from stores.space import EmbeddingSpace
@@ -195,6 +197,24 @@ def test_training_again_loads_what_is_there_and_refuses_what_is_not_the_same(sto
     one_line(here("train_transformer", *pair, "--seed", 1), "holds a transformer of other options; name another")
 
 
+@pytest.mark.parametrize("family", ["mlp", "auto"])
+def test_what_takes_long_is_announced_before_it_begins(stores, tmp_path, here, monkeypatch, family):
+    """The compilation of pynndescent, which is not waited for here: exact neighbours take its place."""
+    monkeypatch.setattr(nearness, "nearest_approximate", lambda rows, k, *, seed: nearest(rows, rows, k))  # noqa: ARG005
+    monkeypatch.setattr(pairing, "FEW", 3)  # of 32 identities, which graphs would not be worth while for
+    monkeypatch.setattr(ladder, "NETWORK_PAIRS", (100, 1000))
+    monkeypatch.setattr(applicable, "NETWORK_PAIRS", (100, 1000))
+    monkeypatch.setattr(ladder, "_LEAST_JUDGES", 10)
+    near = ("--interpolation.pairing", "proximity", "--interpolation.minimum", 2, "--interpolation.approximate-from", 2)
+    pair = ("--old", stores / "gallery", "--new", stores / "new_gallery", "--out", tmp_path / "t")
+    ran = here("train_transformer", *pair, "--transformer", family, "--epochs", 1, *near)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stderr.splitlines()
+    announced = [n for n, line in enumerate(lines) if "compiles for about a minute, several on a busy" in line]
+    assert len(announced) == 1
+    assert announced[0] < next(n for n, line in enumerate(lines) if line.startswith("epoch 1 "))
+
+
 def test_a_killed_training_goes_on_and_ends_as_if_never_interrupted(stores, tmp_path):
     words = ["--old", stores / "gallery", "--new", stores / "new_gallery", "--transformer", "msresnet", "--epochs", 4]
     argv = [sys.executable, "-m", "compat.train_transformer", *map(str, words), "--batch-size", "32"]
@@ -269,6 +289,30 @@ MISTAKES = [
     ("train_transformer --old S/gallery --new S/new_gallery --out O --epochs many", "many"),
     ("train_transformer --old S/gallery --new S/new_gallery --out O --direction sideways", "sideways"),
     ("train_transformer --old S/gallery --new S/new_gallery --out O --interpolation.rate 0", "must be above 0"),
+    (
+        "train_transformer --old S/gallery --new S/new_gallery --out O --transformer mlp --interpolation.rate 1",
+        "does nothing while --interpolation.pairing is none; give a pairing",
+    ),
+    (
+        "train_transformer --old S/gallery --new S/new_gallery --out O --transformer ridge --width 64",
+        "ridge has no width; leave that out",
+    ),
+    (
+        "train_transformer --old S/gallery --new S/new_gallery --out O --transformer unified --direction old-to-new",
+        "unified has no direction; leave that out",
+    ),
+    (
+        "train_transformer --old S/gallery --new S/new_gallery --out S/vectors.npy",
+        "--out is the folder of a transformer, but .*vectors.npy is a file; name another",
+    ),
+    (
+        "train_transformer --old S/gallery --new S/new_gallery --out S/vectors.npy/map --transformer unified",
+        "--out is the folder of a transformer, but .*vectors.npy is a file; name another",
+    ),
+    (
+        "train_transformer --old S/gallery --new S/new_gallery --out O --storge postgresql://u:s3cret@h/db",
+        r"unrecognized arguments: --storge postgresql://\*\*\*@h/db",
+    ),
     ("evaluate --gallery S/gallery --queries S/queries --transformer S/nowhere --out O", "no transformer at"),
     ("evaluate --gallery S/gallery --queries S/nowhere --out O", "no embedding store at"),
     ("evaluate --gallery S/third --queries S/queries --transformer S/new-to-old --out O", "target is old .* in third"),

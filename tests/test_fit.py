@@ -10,11 +10,13 @@ from planted import plant, space
 
 from compat.options import FitOptions, InterpolationOptions, LossWeights
 from compat.pairs import Pairs
-from compat.training import gradient
+from compat.training import schedule as training_schedule
+from compat.training.applicable import require_applicable
 from compat.training.fit import CLOSED_FORMS, fit_transformer
-from compat.training.interpolation import TrainingRows
+from compat.training.network_run import NetworkRun
+from compat.training.rows import TrainingRows
 from compat.training.selection import identity_folds
-from compat.transformers import TRANSFORMERS
+from compat.transformers import PAIRED, TRANSFORMERS
 
 DIRECTIONS = ("new-to-old", "old-to-new")
 QUICK = FitOptions(transformer="mlp", epochs=6, batch_size=32, learning_rate=0.01)
@@ -141,18 +143,19 @@ def watch(monkeypatch):
     """Row numbers of every batch taken, by epoch."""
     seen: dict[int, list[np.ndarray]] = {}
     epoch = [0]
-    take, begin = TrainingRows.take, gradient._Training.epoch
+    batches, begin = TrainingRows.batches, NetworkRun.epoch
 
-    def taking(self, rows):
-        seen.setdefault(epoch[0], []).append(rows)
-        return take(self, rows)
+    def taking(self, size, *, seed):
+        for batch in batches(self, size, seed=seed):
+            seen.setdefault(epoch[0], []).append(batch.rows)
+            yield batch
 
     def beginning(self):
         epoch[0] = len(self.history)
         return begin(self)
 
-    monkeypatch.setattr(TrainingRows, "take", taking)
-    monkeypatch.setattr(gradient._Training, "epoch", beginning)
+    monkeypatch.setattr(TrainingRows, "batches", taking)
+    monkeypatch.setattr(NetworkRun, "epoch", beginning)
     return seen
 
 
@@ -179,7 +182,7 @@ def test_schedules_decide_which_epochs_see_synthetic_samples(pairs, monkeypatch,
 
 
 def test_stopping_waits_for_the_second_half_of_pretrain(world, monkeypatch):
-    monkeypatch.setattr(gradient, "PATIENCE", 2)
+    monkeypatch.setattr(training_schedule, "PATIENCE", 2)
     flat = pairs_of(world._replace(old=np.ones_like(world.old)))  # nothing to learn: no epoch is better than the first
     counts = {}
     for schedule in ("full", "pretrain"):
@@ -202,9 +205,9 @@ def weights(transformer):
     return {name: value.clone() for name, value in transformer.network.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family", [family for family in TRANSFORMERS if family not in PAIRED])
 def test_the_same_seed_gives_the_same_transformer(pairs, family):
-    options = replace(MIXED, transformer=family, epochs=2)
+    options = replace(QUICK if family in CLOSED_FORMS else MIXED, transformer=family, epochs=2)
     first = fit_transformer(pairs, options)
     torch.manual_seed(9)
     np.random.seed(9)  # noqa: NPY002  whatever others do with it
@@ -322,6 +325,59 @@ def replace_normalized(name, dim):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FitOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"transformer": "ridge", "width": 64}, "ridge has no width; leave that out"),
+        ({"transformer": "ridge", "precision": "bf16"}, "ridge has no precision; leave that out"),
+        ({"transformer": "whitened", "loss": LossWeights(compactness_weight=5)}, "whitened has no loss; leave"),
+        (
+            {
+                "transformer": "ridge",
+                "interpolation": InterpolationOptions(pairing="proximity"),
+                "schedule": "pretrain",
+            },
+            "ridge has no interpolation.pairing nor schedule; leave that out",
+        ),
+        ({"transformer": "procrustes", "strength": 1.0}, "procrustes has no strength; leave that out"),
+        ({"transformer": "identity", "inputs": "raw"}, "identity has no inputs; leave that out"),
+        ({"transformer": "mlp", "width": 5}, "mlp has no width; leave that out .choose one of residual_mlp"),
+        ({"transformer": "msresnet", "strength": 1.0, "inputs": "raw"}, "msresnet has no strength nor inputs"),
+        (
+            {"transformer": "auto", "width": 5, "schedule": "pretrain"},
+            r"auto tries a network on 1,000 to 200,000 pairs, found 240: width and schedule would do nothing",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(pairs, given, message):
+    with pytest.raises(ValueError, match=message):
+        fit_transformer(pairs, FitOptions(**given))
+
+
+def test_options_that_do_something_are_not_refused(pairs):
+    many = pairs.select(np.arange(1000) % 240)
+    everything = {
+        "width": 5,
+        "precision": "bf16",
+        "schedule": "pretrain",
+        "loss": LossWeights(compactness_weight=2),
+        "interpolation": InterpolationOptions(pairing="linear"),
+    }
+    require_applicable(many, FitOptions(transformer="auto", **everything))
+    require_applicable(pairs, FitOptions(transformer="residual_mlp", **everything))
+    require_applicable(pairs, FitOptions(transformer="msresnet", **{**everything, "width": None}))
+    require_applicable(pairs, FitOptions(transformer="ridge", strength=2.0, inputs="raw", correction=0.5, epochs=3))
+    require_applicable(pairs, FitOptions(transformer="procrustes", inputs="raw"))
+    for options in (
+        FitOptions(transformer="auto", **everything),
+        FitOptions(transformer="residual_mlp", **everything),
+    ):
+        with pytest.raises(ValueError, match="1000 pairs differ in label, and compactness"):
+            require_applicable(replace(many, labels=np.arange(1000)), options)
+        with pytest.raises(ValueError, match="the pairs have no labels, and compactness"):
+            require_applicable(replace(many, labels=None), options)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -7,13 +7,18 @@ import pytest
 import torch
 from planted import plant
 
+from backbones.encoders.inference import multiplies_bf16
 from compat.options import FitOptions, InterpolationOptions, LossWeights
 from compat.pairs import Pairs
-from compat.training import gradient
+from compat.training import network_run, schedule
 from compat.training.closed_form import as_map
+from compat.training.fit import fit_transformer
 from compat.training.gradient import fit_network
-from compat.training.interpolation import TrainingRows
-from compat.training.selection import HeldOutRetrieval, identity_folds
+from compat.training.interpolation import NO_SAMPLES, plan_synthetic
+from compat.training.network_run import NetworkRun
+from compat.training.rows import TrainingRows
+from compat.training.selection import HeldOutRetrieval, HeldOutScore, identity_folds
+from compat.transformers.artefact import load_transformer
 from compat.transformers.linear import LinearMap
 from compat.transformers.residual_mlp import ResidualMLP
 
@@ -56,7 +61,7 @@ def test_a_residual_is_learned_where_a_line_leaves_something_over(bent):
 
 @pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])
 def test_the_start_is_returned_where_no_epoch_is_better(straight, direction, monkeypatch):
-    monkeypatch.setattr(gradient, "PATIENCE", 3)
+    monkeypatch.setattr(schedule, "PATIENCE", 3)
     options = replace(QUICK, direction=direction, learning_rate=1.0)  # steps that only destroy
     fitted = fit_network(straight, options)
     assert fitted.facts["returned_start"] is True
@@ -159,22 +164,23 @@ def test_a_checkpoint_of_another_start_or_other_weights_is_refused(straight, tmp
 def test_weights_of_pairs_reach_the_loss_and_synthetic_ones_get_their_parents_mean(straight, monkeypatch):
     weighed = replace(straight, weights=np.arange(1.0, len(straight) + 1))
     taken, given = [], []
-    take, loss = TrainingRows.take, gradient.compatibility_loss
+    batches, loss = TrainingRows.batches, network_run.compatibility_loss
 
-    def taking(self, rows):
-        taken.append(rows)
-        return take(self, rows)
+    def taking(self, size, *, seed):
+        for batch in batches(self, size, seed=seed):
+            taken.append(batch.rows)
+            yield batch
 
     def losing(predicted, target, weights, pair_weights: torch.Tensor):
         given.append(pair_weights.numpy())
         return loss(predicted, target, weights, pair_weights)
 
-    monkeypatch.setattr(TrainingRows, "take", taking)
-    monkeypatch.setattr(gradient, "compatibility_loss", losing)
+    monkeypatch.setattr(TrainingRows, "batches", taking)
+    monkeypatch.setattr(network_run, "compatibility_loss", losing)
     options = replace(MIXED, epochs=1)
     fit_network(weighed, options)
     real = trained_on(weighed, options)
-    synthetic = gradient.plan_synthetic(real, options.interpolation, "new-to-old", seed=0)
+    synthetic = plan_synthetic(real, options.interpolation, "new-to-old", seed=0)
     assert len(synthetic) == 96
     assert real.weights is not None
     checked = 0
@@ -246,3 +252,119 @@ def test_the_recorded_gradients_are_those_of_the_first_batch_over_the_parameters
     for term, key in ((cosine, "cosine_gradient"), (mse, "mse_gradient")):
         parts = torch.autograd.grad(term, list(layer.parameters()), retain_graph=True)
         assert record[key] == pytest.approx(torch.cat([part.flatten() for part in parts]).norm().item(), rel=1e-4)
+
+
+def test_compactness_draws_identities_together_where_both_models_see_what_differs_within_them():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), 6)
+    identity, within = generator.normal(size=(40, 5))[labels], generator.normal(size=(240, 4))
+    old = np.concatenate([identity, within], axis=1).astype(np.float32)
+    new = (old @ np.linalg.qr(generator.normal(size=(9, 9)))[0]).astype(np.float32)
+    pairs = Pairs.from_arrays(old, new, labels)
+    plain = replace(QUICK, transformer="mlp", epochs=15, learning_rate=0.03)
+    spreads = []
+    for options in (plain, replace(plain, loss=LossWeights(compactness_weight=100.0))):
+        network = NetworkRun(pairs, NO_SAMPLES, NoJudge(), options, None)
+        records = [network.epoch() for _ in range(options.epochs)]
+        assert all(("compactness_loss" in record) == (options is not plain) for record in records)
+        mapped = as_map(network.network)(new)
+        unit = mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
+        means = np.stack([unit[labels == label].mean(axis=0) for label in range(40)])
+        spreads.append(1 - np.linalg.norm(means, axis=1).mean())
+    assert spreads[1] < 0.5 * spreads[0]
+
+
+class NoJudge(HeldOutRetrieval):
+    """Every network is as good as any other."""
+
+    def __init__(self):
+        self.kind = "item"
+
+    def score(self, transform, correction=0.0):  # noqa: ARG002  the judge's interface
+        return HeldOutScore("item", 0, 0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_first_steps_compactness_is_that_of_a_slow_computation(straight, weighted, monkeypatch):
+    """One step over all rows, synthetic ones too: the record holds the untrained network's mean of 1 - cos."""
+    options = replace(MIXED, transformer="mlp", epochs=1, batch_size=10_000, loss=LossWeights(compactness_weight=3.0))
+    weights = np.linspace(0.5, 2, len(straight)) if weighted else None
+    pairs = replace(straight, weights=weights)
+    record = fit_network(pairs, options).facts["epochs"][0]
+    real = trained_on(pairs, options)
+    synthetic = plan_synthetic(real, options.interpolation, "new-to-old", seed=0)
+    source, target = (side.astype(np.float64) for side in real.take(np.arange(len(real)), "new-to-old"))
+    counts = np.ones(len(real)) if real.weights is None else real.weights
+    centres = np.stack(
+        [
+            np.average(target[real.labels == label], axis=0, weights=counts[real.labels == label])
+            for label in real.labels
+        ]
+    )
+    rows = [(source[i], centres[i], counts[i]) for i in range(len(real))]
+    rows += [
+        ((source[a] + source[b]) / 2, (centres[a] + centres[b]) / 2, (counts[a] + counts[b]) / 2)
+        for a, b in zip(synthetic.first, synthetic.second, strict=True)
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        layer = torch.nn.Linear(14, 10).double()
+    total = 0.0
+    for x, centre, count in rows:
+        y = layer(torch.from_numpy(x)).detach().numpy()
+        total += count * (1 - y @ centre / np.linalg.norm(y) / np.linalg.norm(centre))
+    assert record["compactness_loss"] == pytest.approx(total / sum(count for *_, count in rows), rel=1e-4)
+    expected = 10 * record["cosine_loss"] + 0.002 * record["squared_distance"] + 3 * record["compactness_loss"]
+    assert record["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_compactness_without_labels_is_refused(straight):
+    options = replace(QUICK, transformer="mlp", loss=LossWeights(compactness_weight=1.0))
+    with pytest.raises(ValueError, match="the pairs have no labels, and compactness"):
+        fit_network(replace(straight, labels=None), options)
+
+
+def test_a_width_goes_from_the_options_to_the_artefact(straight, tmp_path):
+    transformer = fit_transformer(straight, replace(QUICK, width=5, epochs=2))
+    transformer.save(tmp_path / "map")
+    loaded = load_transformer(tmp_path / "map")
+    for network in (transformer.network, loaded.network):
+        assert isinstance(network, ResidualMLP)
+        assert network.width == 5
+        assert network.hidden.weight.shape == (5, 14)
+    with pytest.raises(ValueError, match="mlp has no width"):
+        fit_transformer(straight, replace(QUICK, transformer="mlp", width=5))
+
+
+@pytest.mark.parametrize("family", ["mlp", "msresnet"])
+def test_precision_changes_the_steps_and_is_recorded(straight, family):
+    fitted = {
+        precision: fit_network(straight, replace(QUICK, transformer=family, epochs=2, precision=precision))
+        for precision in ("fp32", "bf16", "auto")
+    }
+    native = multiplies_bf16(torch.device("cpu"))
+    assert fitted["fp32"].facts["precision"] == "fp32"
+    assert fitted["bf16"].facts["precision"] == "bf16"
+    assert fitted["auto"].facts["precision"] == ("bf16" if family == "msresnet" and native else "fp32")
+    losses = {name: fit.facts["epochs"][-1]["loss"] for name, fit in fitted.items()}
+    assert losses["auto"] == losses[fitted["auto"].facts["precision"]]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+    assert all(value.dtype != torch.bfloat16 for value in fitted["bf16"].network.state_dict().values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["mlp", "msresnet"])
+def test_networks_are_trained_on_a_gpu_as_on_the_cpu(straight, family):
+    options = replace(MIXED, transformer=family, epochs=4, precision="fp32")
+    fitted = fit_network(straight, options)  # on the GPU, as there is one
+    held_out = np.flatnonzero(identity_folds(straight, options.folds, seed=options.seed) == 0)
+    judge = HeldOutRetrieval(straight, held_out, "new-to-old", seed=options.seed)
+    synthetic = plan_synthetic(trained_on(straight, options), options.interpolation, "new-to-old", seed=0)
+    run = NetworkRun(trained_on(straight, options), synthetic, judge, options, None, device=torch.device("cpu"))
+    while not run.finished:
+        run.epoch()
+    found = [record["loss"] for record in fitted.facts["epochs"]]
+    assert found == pytest.approx([record["loss"] for record in run.history], rel=0.02)
+    assert {parameter.device.type for parameter in fitted.network.parameters()} == {"cpu"}  # it is saved from there
+    assert fit_network(straight, replace(options, precision="bf16")).facts["precision"] == "bf16"

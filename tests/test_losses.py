@@ -7,14 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat.options import LossWeights
-from compat.training.losses import (
-    GradientNorms,
-    compatibility_loss,
-    cosine_loss,
-    gradient_norms,
-    imbalance,
-    squared_distance_loss,
-)
+from compat.training.losses import GradientNorms, compatibility_loss, cosine_loss, gradient_norms, imbalance
 
 
 def draw(seed, rows=6, dim=5, scale=1.0):
@@ -51,7 +44,7 @@ def test_the_cosine_term_is_between_0_and_2_and_ignores_lengths():
     assert cosine_loss(a, 7 * a).item() == pytest.approx(0, abs=1e-6)
     assert cosine_loss(a, -a).item() == pytest.approx(2)
     assert cosine_loss(a, torch.tensor([[-4.0, 3.0]])).item() == pytest.approx(1)
-    assert squared_distance_loss(a, 2 * a).item() == pytest.approx(25)
+    assert compatibility_loss(a, 2 * a, LossWeights()).mse.item() == pytest.approx(25)
 
 
 def test_on_unit_vectors_the_squared_distance_is_twice_the_cosine_term():
@@ -75,6 +68,14 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients():
     assert slope.item() == pytest.approx(cosine.sum().item(), rel=1e-4)
 
 
+def test_a_second_derivative_is_refused_and_not_wrong():
+    a, b = (torch.tensor(side) for side in draw(10))
+    x = a.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(compatibility_loss(x, b, LossWeights()).total, [x], create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        slope.sum().backward()
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), rows=st.integers(2, 7))
 def test_weights_of_pairs_count_as_repetitions_do(seed, rows):
@@ -92,8 +93,10 @@ def test_pairs_of_weight_zero_have_no_part_and_a_batch_of_them_has_no_gradient()
     a, b = (torch.tensor(side) for side in draw(5))
     weights = torch.tensor([1.0, 0, 2, 0, 0, 1], dtype=torch.float64)
     kept = weights > 0
-    for loss in (cosine_loss, squared_distance_loss):
-        torch.testing.assert_close(loss(a, b, weights), loss(a[kept], b[kept], weights[kept]))
+    torch.testing.assert_close(cosine_loss(a, b, weights), cosine_loss(a[kept], b[kept], weights[kept]))
+    whole = compatibility_loss(a, b, LossWeights(), weights)
+    for term, expected in zip(whole, compatibility_loss(a[kept], b[kept], LossWeights(), weights[kept]), strict=True):
+        torch.testing.assert_close(term, expected)
     x = a.clone().requires_grad_()
     compatibility_loss(x, b, LossWeights(), torch.zeros(6, dtype=torch.float64)).total.backward()
     assert x.grad is not None
@@ -175,5 +178,7 @@ def test_other_shapes_are_refused(shapes):
 
 @pytest.mark.parametrize("weights", [(-1, 1), (1, -0.1), (0, 0)])
 def test_weights_that_mean_nothing_are_refused(weights):
-    with pytest.raises(ValueError, match="loss weights must not be negative nor all zero"):
+    with pytest.raises(
+        ValueError, match="loss weights must not be negative, nor cosine_weight and mse_weight both zero"
+    ):
         LossWeights(cosine_weight=weights[0], mse_weight=weights[1])

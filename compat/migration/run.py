@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compat.migration.verify import MigrationCheck, verify_migration
+from compat.transformers import PAIRED
 from compat.transformers.artefact import Transformer
 from compat.transformers.serving import SEARCH, search_record
 from stores.galleries import digest, locate, open_source, open_target
@@ -62,7 +63,8 @@ def migrate_gallery(
     Args:
         source: URI of the old gallery; a bare path is a store.
         transformer: A map of direction `old-to-new`; or `new-to-old` with a correction, which leaves the vectors in
-            the old space and is what their extra dimension is for.
+            the old space and is what their extra dimension is for; or either half of a unified transformer, which
+            brings its model's vectors, gallery or queries, into the unified space.
         target: URI of the gallery to write.
         correction: Whether to write the transformer's correction, if it carries one.
         batch_rows: Rows in memory at a time.
@@ -77,6 +79,8 @@ def migrate_gallery(
         raise ValueError(f"source and target are both {source}; the old gallery is never overwritten, name another")
     gallery = open_source(source)
     served = transformer if correction else transformer.without_correction()
+    if served.family in PAIRED:
+        served = served.mapping_galleries()
     require_mappable(gallery, served, source)
     source_digest = digest(source)
     search = search_record(served) if served.correction else None

@@ -10,12 +10,14 @@ import numpy as np
 from compat.neighbors import unit_rows
 from compat.options import FitOptions
 from compat.pairs import Pairs
+from compat.training.applicable import require_applicable
 from compat.training.candidates import CLOSED_FORMS
 from compat.training.closed_form import fit_closed_form, require_finite
 from compat.training.familiarity import fit_familiarity
-from compat.training.gradient import OnEpoch, fit_network
-from compat.training.ladder import OnCandidate, fit_best
+from compat.training.gradient import fit_network
+from compat.training.ladder import fit_best
 from compat.training.selection import Distractors, bank_pairs
+from compat.training.told import OnEpoch, OnLine
 from compat.transformers import CHOICES, known_family
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.hubness import MOST_BANK, HubnessCorrection, item_hashes
@@ -30,7 +32,8 @@ def fit_transformer(
     gallery: Distractors | None = None,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    on_candidate: OnCandidate | None = None,
+    on_candidate: OnLine | None = None,
+    on_note: OnLine | None = None,
 ) -> Transformer:
     """Fit a map between the two spaces of the pairs.
 
@@ -41,26 +44,32 @@ def fit_transformer(
         checkpoint: For networks: a file to go on from after an interruption.
         on_epoch: For networks: called with each epoch's record.
         on_candidate: For auto: called with a line for each family searched.
+        on_note: For networks: called with a line before something that takes long, such as a first compilation.
 
     Returns:
         The transformer. `training["held_out"]` is its retrieval on pairs that the map did not see, `training["notes"]`
         what the user should know, for example that a plain linear map did better.
 
     Raises:
-        ValueError: If the family is unknown or the pairs do not suffice.
+        ValueError: If the family is unknown, an option would do nothing for it, or the pairs do not suffice.
     """
     options = options or FitOptions()
     known_family(options.transformer, CHOICES)
     if not len(pairs):
         raise ValueError("a map cannot be fitted to 0 pairs; at least 1 is needed")
+    require_applicable(pairs, options)
     source, target = pairs.spaces(options.direction)
     if options.transformer == "auto":
-        fitted = fit_best(pairs, options, distractors=gallery, on_candidate=on_candidate, on_epoch=on_epoch)
+        fitted = fit_best(
+            pairs, options, distractors=gallery, on_candidate=on_candidate, on_epoch=on_epoch, on_note=on_note
+        )
     elif options.transformer in CLOSED_FORMS:
         fitted = fit_closed_form(pairs, options, gallery)
     else:
         require_finite(pairs)
-        fitted = fit_network(pairs, options, distractors=gallery, checkpoint=checkpoint, on_epoch=on_epoch)
+        fitted = fit_network(
+            pairs, options, distractors=gallery, checkpoint=checkpoint, on_epoch=on_epoch, on_note=on_note
+        )
         fitted = fitted._replace(family=options.transformer, correction=options.correction or 0.0)
     notes = list(fitted.notes)
     if len(pairs) < source.dim:

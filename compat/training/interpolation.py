@@ -1,31 +1,36 @@
-"""Synthetic identities: the samples of two identities averaged one by one, in both spaces at once.
+"""Synthetic identities: the samples of two identities mixed one by one, in both spaces at once.
 
-Only which sample goes with which is decided here; `TrainingRows` averages the vectors when a batch is taken, so nothing
-is copied. The mean of two embeddings of the new model is paired with the mean of the same two items' embeddings of the
-old model, under a new label.
+Only which sample goes with which is decided here; `compat.training.rows` mixes the vectors when a batch is taken, so
+nothing is copied. The mix of two embeddings of the new model is paired with the same mix of the same two items'
+embeddings of the old model, under a new label. The pairings `linear` and `sorted` and the improvement `proximity` are
+those of the backward-compatibility study that compares MSResNet and MLP maps between ArcFace backbones on MS1M.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compat.neighbors import nearest, nearest_approximate
 from compat.options import Direction, InterpolationOptions
-from compat.pairs import BLOCK_ROWS, Pairs
-
-APPROXIMATE_FROM = 90_000
-"""Identities from which pynndescent is faster than exact search on two cores."""
-_NEIGHBOURS = 32
+from compat.pairs import Pairs
+from compat.training.nearness import Say
+from compat.training.pairing import Couples, by_count, by_nearness, gains, in_order, near_samples
 
 
 @dataclass(frozen=True)
 class SyntheticSamples:
-    """Sample i is the mean of the pairs numbered first[i] and second[i] (int64 [m]) and belongs to identity label[i].
+    """Sample i is share[i] of the pair numbered first[i] and the rest of second[i], and belongs to identity label[i].
 
-    `note` says why there are fewer than were asked for, or is empty.
+    A sample takes 24 bytes, 28 with shares, whatever the dimensions.
+
+    Attributes:
+        first: int64 [m].
+        second: int64 [m].
+        label: int64 [m], numbers that no real identity has.
+        rate: Synthetic samples for each real one, 0 where there are none.
+        note: Why there are fewer than were asked for, or empty.
+        share: float32 [m] between 0 and 1, both excluded, or None where all are half and half.
     """
 
     first: np.ndarray
@@ -33,6 +38,7 @@ class SyntheticSamples:
     label: np.ndarray
     rate: float
     note: str = ""
+    share: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -41,139 +47,178 @@ class SyntheticSamples:
 NO_SAMPLES = SyntheticSamples(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), 0.0)
 
 
-class TrainingRows:
-    """Real pairs followed by synthetic ones, read by number."""
-
-    def __init__(self, pairs: Pairs, synthetic: SyntheticSamples, direction: Direction) -> None:
-        self._pairs, self._synthetic = pairs, synthetic
-        self._direction: Direction = direction
-
-    def __len__(self) -> int:
-        return len(self._pairs) + len(self._synthetic)
-
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target vectors, float32 [b, d_source] and [b, d_target], of row numbers [b]; real rows first."""
-        real = len(self._pairs)
-        mixed = rows[rows >= real] - real
-        source, target = self._pairs.take(rows[rows < real], self._direction)
-        if not len(mixed):
-            return source, target
-        a = self._pairs.take(self._synthetic.first[mixed], self._direction)
-        b = self._pairs.take(self._synthetic.second[mixed], self._direction)
-        return np.concatenate([source, (a[0] + b[0]) / 2]), np.concatenate([target, (a[1] + b[1]) / 2])
-
-
-def plan_synthetic(pairs: Pairs, options: InterpolationOptions, direction: Direction, *, seed: int) -> SyntheticSamples:
-    """Choose which samples to average.
+def plan_synthetic(
+    pairs: Pairs, options: InterpolationOptions, direction: Direction, *, seed: int, say: Say | None = None
+) -> SyntheticSamples:
+    """Choose which samples to mix.
 
     `linear` takes identities 0 and 1, 2 and 3, ... and their samples until the shorter runs out. `sorted` orders
-    identities by number of samples first, `proximity` pairs those with the nearest centroids in the source space; both
-    leave out identities of fewer than `minimum` samples and take no more than `cap` from a pair, and no fewer than
-    `minimum` even where the rate asks for fewer. While the rate is not reached, `sorted` and `proximity` go on to
-    further neighbours, so an identity may be used again.
+    identities by number of samples first, `proximity` pairs those whose centroids are near each other in both spaces
+    (see `compat.training.nearness`); both leave out identities of fewer than `minimum` samples and take no more than
+    `cap` from a pair, and no fewer than `minimum` even where the rate asks for fewer. While the rate is not reached,
+    `sorted` and `proximity` go on to further neighbours, so an identity may be used again; each of its samples is used
+    once before any is used again.
+
+    Where no two pairs share a label, or there are none, `proximity` mixes a sample with one of the samples near it, and
+    each mix is an identity of its own; `minimum` and `cap` say nothing then.
+
+    Views of one original are never mixed: identities that have a view of the same original are one.
+
+    Besides the plan, 24 or 28 bytes for a synthetic sample, about 60 bytes for each real pair are held while planning,
+    and by `proximity` the centroids, or so many samples as `compat.training.pairing.PART_ROWS` says.
 
     Args:
-        pairs: Real pairs; without labels there is nothing to interpolate.
-        options: Pairing, rate and limits.
-        direction: Decides which side is the source.
-        seed: Chooses among an identity's samples where it has more than are taken.
+        pairs: Real pairs, those of the training folds alone where others are held out.
+        options: Pairing, rate, limits and weight.
+        direction: Decides which side is the source. Both count alike.
+        seed: Chooses among an identity's samples where it has more than are taken, and the shares.
+        say: Told in one line before something slow begins.
+
+    Raises:
+        ImportError: If there are so many identities that pynndescent is needed, and it is missing.
+        ValueError: If a vector holds NaN.
     """
     if options.pairing == "none":
         return NO_SAMPLES
-    if pairs.labels is None:
-        return _none("the pairs have no labels: synthetic identities need them")
-    linear = options.pairing == "linear"
-    minimum, cap = (1, len(pairs)) if linear else (options.minimum, options.cap)
-    identities = _members(pairs.labels)
-    members = [rows for rows in identities if len(rows) >= minimum]
-    if len(members) < 2:
-        largest = sorted(map(len, identities))[-2:]
-        return _none(
-            f"no two identities give the {minimum} samples that a synthetic one needs "
-            f"(the largest have {' and '.join(map(str, largest))}); lower interpolation.minimum"
-        )
-    if linear:
-        candidates: Iterable[tuple[int, int]] = zip(range(0, len(members), 2), range(1, len(members), 2), strict=False)
-    elif options.pairing == "sorted":
-        candidates = _by_count(members)
-    else:
-        candidates = _by_proximity(pairs, members, direction, seed)
+    identities, items = _groups(pairs)
+    counts = np.bincount(identities)
+    if len(counts) < 2:
+        return _none(f"all {len(pairs)} pairs are of one identity; synthetic samples need two")
     wanted = max(1, round(options.rate * len(pairs)))
-    generator = np.random.default_rng(seed)
-    first, second, label, count = [], [], [], 0
-    for a, b in candidates:
-        size = min(len(members[a]), len(members[b]), cap, max(minimum, wanted - count))
-        first.append(generator.permutation(members[a])[:size])
-        second.append(generator.permutation(members[b])[:size])
-        label.append(np.full(size, len(identities) + len(label)))
-        count += size
-        if count >= wanted:
-            break
-    rate = count / len(pairs)
-    notes = []
-    if count < wanted:
-        notes.append(f"synthetic samples reached a rate of {rate:.3f} of the {wanted / len(pairs):.3f} asked for")
-    if options.pairing == "sorted" and len(set(map(len, members))) == 1:
-        notes.append("all identities have equally many samples, so the order of `sorted` is arbitrary")
-    return SyntheticSamples(
-        np.concatenate(first), np.concatenate(second), np.concatenate(label), rate, "; ".join(notes)
-    )
+    if len(counts) == items.max() + 1:
+        synthetic = _of_near_samples(pairs, items, wanted, options, direction, seed, say)
+    else:
+        synthetic = _of_identities(pairs, identities, wanted, options, direction, seed, say)
+    if options.weight == "mean" or not len(synthetic):
+        return synthetic
+    halves = np.random.default_rng([seed, len(synthetic)]).integers(0, 2**23, len(synthetic)) + 0.5
+    return replace(synthetic, share=(halves / 2**23).astype(np.float32))
 
 
 def _none(note: str) -> SyntheticSamples:
-    return SyntheticSamples(NO_SAMPLES.first, NO_SAMPLES.second, NO_SAMPLES.label, 0.0, note)
+    return replace(NO_SAMPLES, note=note)
 
 
-def _members(labels: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+def _groups(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Identity and original item of each pair, int64 [n] each, numbered from 0 in the order of labels."""
+    own = np.arange(len(pairs))
+    items = own if pairs.originals is None else np.unique(pairs.originals, return_inverse=True)[1]
+    if pairs.labels is None:
+        return items, items
+    codes = np.unique(pairs.labels, return_inverse=True)[1]
+    if pairs.originals is None:
+        return codes, items
+    # Labels that share an original are one: unlabelled views are labelled apart, and sources may disagree.
+    first = np.full(items.max(initial=-1) + 1, len(pairs))
+    np.minimum.at(first, items, codes)
+    same = codes != first[items]
+    a, b = codes[same], first[items][same]
+    parent = np.arange(codes.max(initial=-1) + 1)
+    while not np.array_equal(parent[a], parent[b]):
+        low, high = np.minimum(parent[a], parent[b]), np.maximum(parent[a], parent[b])
+        np.minimum.at(parent, high, low)
+        while not np.array_equal(parent, parent[parent]):
+            parent = parent[parent]
+    return np.unique(parent[codes], return_inverse=True)[1], items
 
 
-def _by_count(members: list[np.ndarray]) -> Iterator[tuple[int, int]]:
-    # Largest first, so that those able to give a whole synthetic identity come before the rate is used up.
-    order = np.argsort([-len(m) for m in members], kind="stable")
-    for start in range(0, len(order) - 1, 2):
-        yield int(order[start]), int(order[start + 1])
-    for offset in range(1, len(order)):
-        for start in range(len(order) - offset):
-            if offset > 1 or start % 2 == 1:  # the disjoint neighbours came first
-                yield int(order[start]), int(order[start + offset])
+def _of_near_samples(
+    pairs: Pairs,
+    items: np.ndarray,
+    wanted: int,
+    options: InterpolationOptions,
+    direction: Direction,
+    seed: int,
+    say: Say | None,
+) -> SyntheticSamples:
+    if options.pairing != "proximity":
+        why = "the pairs have no labels" if pairs.labels is None else "no two items have the same label"
+        return _none(
+            f"{why}, so `{options.pairing}` finds no identities to mix; use --interpolation.pairing proximity, which "
+            "mixes samples that are near each other"
+        )
+    first, second = near_samples(pairs, items, wanted, options, direction, seed=seed, say=say)
+    highest = len(pairs) - 1 if pairs.labels is None else int(pairs.labels.max())
+    label = highest + 1 + np.arange(len(first))
+    note = "" if len(first) == wanted else _short(len(first), wanted, len(pairs), "no two are mixed twice")
+    return SyntheticSamples(first, second, label, len(first) / len(pairs), note)
 
 
-def _by_proximity(
-    pairs: Pairs, members: list[np.ndarray], direction: Direction, seed: int
-) -> Iterator[tuple[int, int]]:
-    neighbours = min(_NEIGHBOURS, len(members) - 1)
-    centroids = _centroids(pairs, members, direction)
-    if len(members) < APPROXIMATE_FROM:
-        cosines, rows = nearest(centroids, centroids, neighbours + 1)
+def _of_identities(
+    pairs: Pairs,
+    identities: np.ndarray,
+    wanted: int,
+    options: InterpolationOptions,
+    direction: Direction,
+    seed: int,
+    say: Say | None,
+) -> SyntheticSamples:
+    linear = options.pairing == "linear"
+    minimum, cap = (1, len(pairs)) if linear else (options.minimum, options.cap)
+    counts = np.bincount(identities)
+    able = np.flatnonzero(counts >= minimum)
+    sizes = counts[able]
+    if len(able) < 2:
+        largest = np.sort(counts)[:-3:-1].tolist()
+        return _none(
+            f"no two identities give the {minimum} samples that a synthetic one needs (the largest have "
+            f"{largest[0]} and {largest[1]}); lower interpolation.minimum to {largest[1]} or less"
+        )
+    if linear:
+        a, b = in_order(len(able))
+    elif options.pairing == "sorted":
+        a, b = by_count(sizes, wanted, cap)
     else:
-        cosines, rows = nearest_approximate(centroids, neighbours + 1, seed=seed)
-    a = np.repeat(np.arange(len(members)), rows.shape[1])
-    b, cosine = rows.ravel(), cosines.ravel()
-    keep = (b >= 0) & (b != a)
-    edges = np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1)[keep]
-    edges, once = np.unique(edges, axis=0, return_index=True)
-    edges = edges[np.argsort(-cosine[keep][once], kind="stable")]
-    # Rounds of disjoint pairs, nearest first: every identity is used once before any is used again.
-    while len(edges):
-        used: set[int] = set()
-        rest = []
-        for edge in edges:
-            x, y = int(edge[0]), int(edge[1])
-            if x in used or y in used:
-                rest.append(edge)
-            else:
-                used |= {x, y}
-                yield x, y
-        edges = np.array(rest)
+        place = np.full(len(counts), -1)
+        place[able] = np.arange(len(able))
+        a, b = by_nearness(pairs, place[identities], sizes, wanted, options, direction, seed=seed, say=say)
+    given = gains(a, b, sizes, cap)
+    reached = np.cumsum(given)
+    taken = min(len(a), int(np.searchsorted(reached, wanted)) + 1)
+    a, b, given = a[:taken], b[:taken], given[:taken]
+    given[-1] = min(given[-1], max(minimum, wanted - int(given[:-1].sum())))
+    first, second = _samples(identities, (able[a], able[b]), given, seed)
+    assert pairs.labels is not None
+    label = int(pairs.labels.max()) + 1 + np.repeat(np.arange(taken), given)
+    notes = []
+    if len(first) < wanted:
+        why = (
+            "`linear` takes each identity once, `sorted` and `proximity` go on to further neighbours"
+            if linear
+            else f"{len(able)} of {len(counts)} identities have the {minimum} samples of interpolation.minimum, and a "
+            f"pair gives {cap} at most (interpolation.cap)"
+        )
+        notes.append(_short(len(first), wanted, len(pairs), why))
+    if options.pairing == "sorted" and sizes.min() == sizes.max():
+        notes.append("all identities have equally many samples, so the order of `sorted` is arbitrary")
+    return SyntheticSamples(first, second, label, len(first) / len(pairs), "; ".join(notes))
 
 
-def _centroids(pairs: Pairs, members: list[np.ndarray], direction: Direction) -> np.ndarray:
-    sums = np.zeros((len(members), pairs.spaces(direction)[0].dim))
-    rows = np.concatenate(members)
-    code = np.repeat(np.arange(len(members)), [len(m) for m in members])
-    order = np.argsort(rows)  # neighbouring rows lie together
-    for block in np.split(order, range(BLOCK_ROWS, len(order), BLOCK_ROWS)):
-        np.add.at(sums, code[block], pairs.take(rows[block], direction)[0])
-    return sums / np.array([[len(m)] for m in members])
+def _short(count: int, wanted: int, real: int, why: str) -> str:
+    return f"synthetic samples reached a rate of {count / real:.3f} of the {wanted / real:.3f} asked for: {why}"
+
+
+def _samples(identities: np.ndarray, couples: Couples, given: np.ndarray, seed: int) -> Couples:
+    """The samples that couples of identities, int64 [c] each, mix: given[i] of either, int64 [sum of given] each.
+
+    Every identity deals its samples out in an order of its own, one couple after another, and from the start again when
+    it has no more.
+    """
+    order = np.lexsort((np.random.default_rng(seed).random(len(identities)), identities))
+    counts = np.bincount(identities)
+    starts = np.cumsum(counts) - counts
+    # Who deals, couple by couple, and how many samples each has dealt before.
+    dealers, dealt = np.stack(couples, axis=1).ravel(), np.repeat(given, 2)
+    by_dealer = np.argsort(dealers, kind="stable")
+    sorted_dealers = dealers[by_dealer]
+    before = np.cumsum(dealt[by_dealer]) - dealt[by_dealer]
+    opens = np.flatnonzero(np.diff(sorted_dealers, prepend=-1))
+    before -= np.repeat(before[opens], np.diff(opens, append=len(dealers)))
+    offset = np.empty_like(before)
+    offset[by_dealer] = before
+    within = np.arange(given.sum()) - np.repeat(np.cumsum(given) - given, given)
+    sides = []
+    for side in (0, 1):
+        dealer = np.repeat(dealers[side::2], given)
+        sides.append(order[starts[dealer] + (np.repeat(offset[side::2], given) + within) % counts[dealer]])
+    return sides[0], sides[1]

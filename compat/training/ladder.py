@@ -7,7 +7,6 @@ difference on the same queries) of the best. Last a residual network may challen
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,8 +17,9 @@ from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.candidates import CLOSED_FORMS, Candidate, climb
 from compat.training.closed_form import ONLY_FOLD_STRENGTH, CrossValidation, Fitted, as_map
-from compat.training.gradient import OnEpoch, at_raw_length, fit_network
+from compat.training.gradient import at_raw_length, fit_network
 from compat.training.selection import MOST_QUERIES, Distractors, HeldOutRetrieval, HeldOutScore, Ranked
+from compat.training.told import OnEpoch, OnLine
 from compat.transformers.linear import LinearMap
 
 CORRECTIONS = (0.0, 0.25, 0.5)
@@ -33,8 +33,6 @@ NETWORK_PAIRS = (1000, 200_000)
 """Fewer pairs teach a network little that the affine map it starts at does not know; more take long: ask by name."""
 
 _BETTER = "it retrieves held-out pairs better than every closed form, beyond noise"
-
-OnCandidate = Callable[[str], None]
 
 
 class Entry(NamedTuple):
@@ -79,8 +77,9 @@ def fit_best(
     options: FitOptions,
     *,
     distractors: Distractors | None = None,
-    on_candidate: OnCandidate | None = None,
+    on_candidate: OnLine | None = None,
     on_epoch: OnEpoch | None = None,
+    on_note: OnLine | None = None,
 ) -> Fitted:
     """Choose family, settings and hubness correction, and fit them to all pairs.
 
@@ -90,6 +89,7 @@ def fit_best(
         distractors: A gallery beyond the pairs: in a larger crowd maps are told apart better.
         on_candidate: Called with a line for each family searched.
         on_epoch: Called with each epoch's record of the network.
+        on_note: Called with a line before something that takes long.
     """
     say = on_candidate or (lambda _: None)
     validation = CrossValidation(pairs, options, target=True, distractors=distractors)
@@ -119,7 +119,7 @@ def fit_best(
             key=lambda entry: ladder[entry].reciprocal_rank.value,
         )
         say(f"residual_mlp, from {start.candidate.describe(min(validation.whole.dims))}")
-        rung, challenger = _challenge(validation, judge, winner, start.candidate, corrections, on_epoch)
+        rung, challenger = _challenge(validation, judge, winner, start.candidate, corrections, on_epoch, on_note)
         shown.append(rung)
         if rung.behind.high < 0:
             fitted = challenger._replace(facts={**challenger.facts, "chosen": rung.name, "why": _BETTER})
@@ -141,12 +141,15 @@ def _challenge(
     start: Candidate,
     corrections: tuple[float, ...],
     on_epoch: OnEpoch | None,
+    on_note: OnLine | None,
 ) -> tuple[Rung, Fitted]:
     pairs, options = validation.pairs, replace(validation.options, transformer="residual_mlp")
     affine = start.solve(validation.without[0])
     assert isinstance(affine, LinearMap)
     affine = at_raw_length(affine, pairs, options.direction)
-    fitted = fit_network(pairs, options, start=affine, distractors=validation.distractors, on_epoch=on_epoch)
+    fitted = fit_network(
+        pairs, options, start=affine, distractors=validation.distractors, on_epoch=on_epoch, on_note=on_note
+    )
     theirs = judge.rank(as_map(fitted.network), corrections)
     ours = judge.rank(as_map(winner.candidate.solve(validation.without[0])), (winner.correction,))[0]
     place = max(range(len(corrections)), key=lambda number: theirs[number].reciprocal_ranks.mean())
@@ -165,7 +168,7 @@ def _challenge(
     return rung, fitted._replace(held_out=rung.score, family="residual_mlp", correction=correction)
 
 
-def _search(validation: CrossValidation, corrections: tuple[float, ...], say: OnCandidate) -> list[Candidate]:
+def _search(validation: CrossValidation, corrections: tuple[float, ...], say: OnLine) -> list[Candidate]:
     found: dict[Candidate, float] = {}
 
     def score(candidate: Candidate) -> float:

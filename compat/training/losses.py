@@ -6,15 +6,20 @@ Shapes: b pairs in a batch, dimension d of the target space.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from compat.options import LossWeights
 
 SWAMPED = 50.0
 """Times the other term's gradient from which a term leaves the other nothing to say."""
+
+
+SHORTEST = 1e-8
+"""Vectors shorter than this are taken to be so long, as torch's cosine does."""
 
 
 class LossTerms(NamedTuple):
@@ -39,19 +44,14 @@ def cosine_loss(
     return 1.0 - _mean(nn.functional.cosine_similarity(predicted, target, dim=1), pair_weights)
 
 
-def squared_distance_loss(
-    predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Mean over the batch of |predicted - target|^2, summed over dimensions, for [b, d] tensors; weighted by [b]."""
-    return _mean((predicted - target).square().sum(dim=1), pair_weights)
-
-
 def compatibility_loss(
     predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights, pair_weights: torch.Tensor | None = None
 ) -> LossTerms:
     """cosine_weight * (1 - cos) + mse_weight * squared distance.
 
-    On unit vectors the squared distance is 2 (1 - cos): the two terms are then one, and weighing them says nothing.
+    The terms are `cosine_loss` and the squared distance summed over dimensions, made of the same three products of
+    each row and with one gradient between them, at half of what the two cost apart. On unit vectors the squared
+    distance is 2 (1 - cos): the two terms are then one, and weighing them says nothing. They are differentiated once.
 
     Args:
         predicted: The map's raw output, float [b, d].
@@ -70,9 +70,42 @@ def compatibility_loss(
         raise ValueError(
             f"pair_weights must be [{len(predicted)}], one for each pair, found {list(pair_weights.shape)}"
         )
-    cosine = cosine_loss(predicted, target, pair_weights)
-    mse = squared_distance_loss(predicted, target, pair_weights)
+    terms: Any = _BothTerms.apply(predicted, target, pair_weights)
+    cosine, mse = terms
     return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)
+
+
+class _BothTerms(torch.autograd.Function):
+    """Both terms of a batch. With shares s of the pairs in the mean, p predicted, y wanted and c their cosine:
+
+    d/dp (s (1 - c)) = s (c p / |p|^2 - y / (|p| |y|)),    d/dp (s |p - y|^2) = 2 s (p - y).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dot = (predicted * target).sum(dim=1)
+        length = torch.linalg.vector_norm(predicted, dim=1)
+        wanted = torch.linalg.vector_norm(target, dim=1)
+        reciprocal = 1 / (length.clamp_min(SHORTEST) * wanted.clamp_min(SHORTEST))
+        cosine = dot * reciprocal
+        distance = (length.square() - 2 * dot + wanted.square()).clamp_min(0)  # rounding may leave it just below
+        ctx.save_for_backward(predicted, target, pair_weights, length, reciprocal, cosine)
+        return 1.0 - _mean(cosine, pair_weights), _mean(distance, pair_weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
+        by_cosine, by_distance = gradients
+        predicted, target, pair_weights, length, reciprocal, cosine = ctx.saved_tensors
+        along = by_cosine * torch.where(length > SHORTEST, cosine / length.square(), 0) + 2 * by_distance
+        across = -by_cosine * reciprocal - 2 * by_distance
+        share = _shares(predicted, pair_weights)
+        gradient = predicted * (share * along)[:, None]
+        return gradient.addcmul_(target, (share * across)[:, None]), None, None
 
 
 def gradient_norms(
@@ -126,6 +159,13 @@ def imbalance(norms: GradientNorms, weights: LossWeights) -> str:
 def _mean(values: torch.Tensor, pair_weights: torch.Tensor | None) -> torch.Tensor:
     if pair_weights is None:
         return values.mean()
+    return (values * _shares(values, pair_weights)).sum()
+
+
+def _shares(values: torch.Tensor, pair_weights: torch.Tensor | None) -> torch.Tensor | float:
+    """How much each of the pairs counts in their mean."""
+    if pair_weights is None:
+        return 1 / len(values)
     total = pair_weights.sum()
     # a batch may consist of pairs that count for nothing: it then has no gradient, rather than NaN
-    return (values * pair_weights).sum() / (total + (total == 0))
+    return pair_weights / (total + (total == 0))

@@ -20,7 +20,7 @@ from torch import nn
 from backbones.checkpoint import read_tensors, tensor_digest, write_tensors
 from compat.neighbors import unit_rows
 from compat.options import Direction
-from compat.transformers import TRANSFORMERS, known_family
+from compat.transformers import build_network
 from compat.transformers.familiarity import Familiarity
 from compat.transformers.hubness import HubnessCorrection, lift_gallery, lift_queries, lifted_space
 from compat.transformers.linear import FoldedLinear, LinearMap
@@ -106,6 +106,15 @@ class Transformer:
     def without_correction(self) -> Transformer:
         """The same map alone."""
         return replace(self, correction=None) if self.correction else self
+
+    def mapping_galleries(self) -> Transformer:
+        """The same map for a whole gallery of its source space, whichever side its direction maps; without familiarity.
+
+        One half of a unified transformer maps queries, and items that the new model enrols go the same way.
+        """
+        if self.direction == "old-to-new":
+            return self
+        return replace(self, direction="old-to-new", correction=None, familiarity=None)
 
     def known_offsets(self, gallery_digest: str, rows: int) -> np.ndarray | None:
         """Offsets float32 [rows] that the correction brings for the gallery of this digest, or None.
@@ -246,6 +255,7 @@ class Transformer:
             "direction": self.direction,
             "source": self.source.to_dict(),
             "target": self.target.to_dict(),
+            "width": getattr(self.network, "width", None),
             "digest": self.digest(),
             "training": self.training,
             "correction": self.correction.to_dict() if self.correction else None,
@@ -274,7 +284,7 @@ def load_transformer(folder: str | Path) -> Transformer:
             raise ValueError(f"direction {card['direction']!r}, expected one of {', '.join(get_args(Direction))}")
         source, target = (EmbeddingSpace.from_dict(card[role]) for role in ("source", "target"))
         with torch.device("meta"):  # what the card claims takes no memory until the tensors prove it
-            network = TRANSFORMERS[known_family(card["family"])](source.dim, target.dim)
+            network = build_network(card["family"], source.dim, target.dim, card.get("width"))
         tensors = read_tensors(folder / "model.safetensors")[0]
         if card["format_version"] == 1:
             tensors = _from_version_1(card, tensors, network)

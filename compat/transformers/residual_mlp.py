@@ -23,22 +23,23 @@ class ResidualMLP(nn.Module):
 
     Attributes:
         affine: The map that it starts at. Its parameters are trained too.
+        width: Hidden units.
     """
 
-    def __init__(self, source_dim: int, target_dim: int) -> None:
+    def __init__(self, source_dim: int, target_dim: int, width: int | None = None) -> None:
         super().__init__()
         self.source_dim = source_dim
+        self.width = width or min(WIDEST, max(source_dim, target_dim))
         self.affine = LinearMap(source_dim, target_dim).requires_grad_(True)  # a LinearMap alone is never trained
-        hidden = min(WIDEST, max(source_dim, target_dim))
-        self.hidden = nn.Linear(source_dim, hidden)
-        self.output = nn.Linear(hidden, target_dim, bias=False)  # the affine map has the bias
+        self.hidden = nn.Linear(source_dim, self.width)
+        self.output = nn.Linear(self.width, target_dim, bias=False)  # the affine map has the bias
         nn.init.zeros_(self.output.weight)
 
     @classmethod
-    def starting_at(cls, linear: LinearMap) -> ResidualMLP:
+    def starting_at(cls, linear: LinearMap, width: int | None = None) -> ResidualMLP:
         """A network that maps as `linear` does (which is copied); W1 and b1 come from torch's random state."""
         target_dim, source_dim = linear.affine.weight.shape
-        network = cls(source_dim, target_dim)
+        network = cls(source_dim, target_dim, width)
         network.affine = copy.deepcopy(linear).requires_grad_(True)
         return network
 

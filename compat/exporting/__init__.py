@@ -1,0 +1,1 @@
+"""Transformers in the forms that other software serves: ONNX files, FAISS indexes, plain NumPy arrays."""

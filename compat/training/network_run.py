@@ -1,0 +1,237 @@
+"""One training of a network: its state, the steps of an epoch, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+import copy
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from backbones.checkpoint import load_training_state, save_training_state, tensor_digest
+from backbones.encoders.inference import default_device, multiplies_bf16
+from compat.options import Direction, FitOptions
+from compat.pairs import Pairs
+from compat.training.closed_form import as_map, fit_ridge_on
+from compat.training.compactness import compactness_loss, identity_centres
+from compat.training.interpolation import NO_SAMPLES, SyntheticSamples
+from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms
+from compat.training.rows import TrainingBatch, TrainingRows
+from compat.training.schedule import AFFINE_RATE_SCALE, TrainingSchedule
+from compat.training.selection import HeldOutRetrieval, HeldOutScore
+from compat.transformers import build_network
+from compat.transformers.linear import LinearMap
+from compat.transformers.residual_mlp import ResidualMLP
+
+
+class Diverged(ValueError):
+    """The loss of a network is no longer a finite number."""
+
+
+def at_raw_length(linear: LinearMap, pairs: Pairs, direction: Direction) -> LinearMap:
+    """A closed form, which predicts unit vectors, as a start for a network, whose loss compares with raw ones."""
+    lengths = sum(float(np.linalg.norm(target, axis=1).sum()) for _, target in pairs.blocks(direction))
+    return linear.scaled(lengths / len(pairs))
+
+
+def training_precision(options: FitOptions, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a network is trained in: as asked for, or what pays for its family on this device.
+
+    One layer gains little by bfloat16 and loses some recall; convolutions are many times as much work for each pair.
+    """
+    if options.precision != "auto":
+        return options.precision
+    return "bf16" if options.transformer == "msresnet" and multiplies_bf16(device) else "fp32"
+
+
+class NetworkRun:
+    """Network, optimiser and position, which is all that a checkpoint holds, and what they are trained on.
+
+    Args:
+        real: Pairs to train on.
+        synthetic: Which of them are mixed.
+        judge: Scores the network after each epoch.
+        options: Family, loss, schedule, precision.
+        start: For residual_mlp: the affine map that it starts at; ridge by default.
+        device: Where it is trained: by default on the first GPU where there is one.
+
+    Raises:
+        ValueError: If compactness is asked for and the pairs have no labels.
+    """
+
+    def __init__(
+        self,
+        real: Pairs,
+        synthetic: SyntheticSamples,
+        judge: HeldOutRetrieval,
+        options: FitOptions,
+        start: LinearMap | None,
+        *,
+        device: torch.device | None = None,
+    ) -> None:
+        self.options, self.judge, self.real = options, judge, real
+        centres = identity_centres(real, options.direction) if options.loss.compactness_weight else None
+        self._mixed = TrainingRows(real, synthetic, options.direction, centres)
+        self._unmixed = TrainingRows(real, NO_SAMPLES, options.direction, centres)
+        self.network = self._new_network(start)
+        self.best_network: nn.Module = copy.deepcopy(self.network)
+        self.best, self.best_epoch = HeldOutScore(judge.kind, 0, 0, 0.0, -1.0), -1
+        self.start: HeldOutScore | None = None
+        self.start_digest = ""
+        if isinstance(self.network, ResidualMLP):
+            self.best = self.start = judge.score(as_map(self.best_network))
+            self.start_digest = tensor_digest(self.network.affine.state_dict())
+        self.device = device or default_device()
+        self.precision = training_precision(options, self.device)
+        self.network.to(self.device)
+        self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True)
+        self.history: list[dict[str, Any]] = []
+        self._schedule = TrainingSchedule(options, lambda epoch: self._rows_of(epoch).batch_count(options.batch_size))
+        self._steps = self._schedule.steps
+        self._step = 0
+
+    def _new_network(self, start: LinearMap | None) -> nn.Module:
+        options = self.options
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            if options.transformer == "residual_mlp":
+                return ResidualMLP.starting_at(start or self._ridge_start(), options.width)
+            source, target = self.real.spaces(options.direction)
+            return build_network(options.transformer, source.dim, target.dim, options.width)
+
+    def _ridge_start(self) -> LinearMap:
+        direction = self.options.direction
+        return at_raw_length(fit_ridge_on(self.real, direction), self.real, direction)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        if not isinstance(self.network, ResidualMLP):
+            return [{"params": list(self.network.parameters()), "rate_scale": 1.0}]
+        affine = list(self.network.affine.parameters())
+        rest = [*self.network.hidden.parameters(), *self.network.output.parameters()]
+        return [{"params": affine, "rate_scale": AFFINE_RATE_SCALE}, {"params": rest, "rate_scale": 1.0}]
+
+    def _rows_of(self, epoch: int) -> TrainingRows:
+        return self._mixed if self._schedule.sees_synthetic(epoch) else self._unmixed
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is to follow."""
+        return self._schedule.finished(len(self.history), self.best_epoch)
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch, judge it, and return its record.
+
+        Raises:
+            Diverged: If the loss is no longer finite.
+        """
+        number, options = len(self.history), self.options
+        started = time.perf_counter()
+        # The sums stay where the network is: reading them at every step would wait for the device at every step.
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        mass, seen, rate = 0.0, 0, 0.0
+        norms: GradientNorms | None = None
+        self.network.train()
+        for batch in self._rows_of(number).batches(options.batch_size, seed=options.seed * 100_003 + number):
+            rate = self._schedule.learning_rate(self._step, self._steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["rate_scale"]
+            source, target, weights, centres = self._on_device(batch)
+            with self._autocast():
+                predicted = self.network(source).float()
+            if norms is None:  # one batch of an epoch shows the balance, at no cost worth naming
+                norms = gradient_norms(predicted, target, options.loss, self.network.parameters(), weights)
+            terms = compatibility_loss(predicted, target, options.loss, weights)
+            values = [*terms]
+            if centres is not None:
+                compactness = compactness_loss(predicted, centres, weights)
+                values = [terms.total + options.loss.compactness_weight * compactness, *terms[1:], compactness]
+            self.optimizer.zero_grad()
+            values[0].backward()
+            self.optimizer.step()
+            self._step += 1
+            share = len(batch.rows) if batch.weights is None else float(batch.weights.sum())
+            sums[: len(values)].add_(torch.stack([value.detach() for value in values]), alpha=share)
+            mass += share
+            seen += len(batch.rows)
+        means = (sums.cpu() / mass).tolist()
+        if not np.isfinite(means).all():
+            raise Diverged(
+                f"the loss became {means[0]} in epoch {number + 1}; lower learning_rate ({options.learning_rate}) or "
+                f"loss.mse_weight ({options.loss.mse_weight})"
+            )
+        seconds = time.perf_counter() - started
+        score = self._judged(number)
+        record = {
+            "epoch": number + 1,
+            "loss": means[0],
+            "cosine_loss": means[1],
+            "squared_distance": means[2],
+            **({"compactness_loss": means[3]} if options.loss.compactness_weight else {}),
+            "cosine_gradient": norms.cosine if norms else 0.0,
+            "mse_gradient": norms.mse if norms else 0.0,
+            "learning_rate": rate,
+            "held_out_recall_at_1": score.recall_at_1,
+            "held_out_reciprocal_rank": score.mean_reciprocal_rank,
+            "pairs_per_second": seen / seconds,
+        }
+        self.history.append(record)
+        return record
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _on_device(
+        self, batch: TrainingBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        source, target = self._tensor(batch.source), self._tensor(batch.target)
+        weights = None if batch.weights is None else self._tensor(batch.weights)
+        return source, target, weights, None if batch.centres is None else self._tensor(batch.centres)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy runs while the next batch is read
+
+    def _judged(self, number: int) -> HeldOutScore:
+        """The score of the network as it is, in float32 on the CPU, which is kept where it is the best one."""
+        frozen = copy.deepcopy(self.network).cpu()
+        score = self.judge.score(as_map(frozen))
+        if score.mean_reciprocal_rank > self.best.mean_reciprocal_rank:
+            self.best, self.best_epoch, self.best_network = score, number, frozen
+        return score
+
+    def save(self, path: Path, run: dict[str, Any]) -> None:
+        """Write everything needed to go on."""
+        save_training_state(
+            path,
+            modules={"network": self.network, "best": self.best_network},
+            optimizer=self.optimizer,
+            generators={},
+            progress={
+                "run": run,
+                "step": self._step,
+                "history": self.history,
+                "best": self.best.to_dict(),
+                "best_epoch": self.best_epoch,
+            },
+        )
+
+    def resume(self, path: Path, run: dict[str, Any]) -> None:
+        """Go on from a checkpoint of the same run.
+
+        Raises:
+            ValueError: If it is of another run, or damaged.
+        """
+        modules = {"network": self.network, "best": self.best_network}
+        progress = load_training_state(path, modules=modules, optimizer=self.optimizer, generators={})
+        if progress["run"] != run:
+            raise ValueError(f"{path} is of a run with other options or pairs; remove it or name another --out")
+        self._step, self.history = progress["step"], progress["history"]
+        self.best, self.best_epoch = HeldOutScore(**progress["best"]), progress["best_epoch"]
