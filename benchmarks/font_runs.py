@@ -18,6 +18,7 @@ import torch
 from font_files import read_tar
 from font_plan import COMPATIBLE, DISTILLED, NEW, OLD, Cell, Sizes, stored_teacher
 from font_scores import Scores, score
+from font_speed import training_speeds
 
 from backbones.checkpoint import MODEL_FILE
 from backbones.encoders.images import load_image_backbone
@@ -51,6 +52,8 @@ class Runs:
                 self.result(cell.name, self._settings(cell), lambda cell=cell: self._trained(cell, cells))
         if only:
             return
+        everything = {"cells": [self._settings(cell) for cell in cells]}
+        self.result("speed", everything, lambda: self._speeds(cells))
         across = [cell for cell in cells if cell.name in (OLD, NEW, DISTILLED, COMPATIBLE)]
         self.result("across", {"cells": [self._settings(cell) for cell in across]}, lambda: self._across(across))
 
@@ -106,9 +109,6 @@ class Runs:
             "multiply_adds": cost.multiply_adds,
             "accuracy": trained.history[-1].get("accuracy"),
             "loss": trained.history[-1]["loss"],
-            "images_per_second": float(np.median([epoch["images_per_second"] for epoch in trained.history])),
-            "threads": torch.get_num_threads(),
-            "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
         }
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
@@ -116,6 +116,11 @@ class Runs:
         self.say(
             f"  epoch {record['epoch']}: loss {record['loss']:.2f}{accuracy}, {record['images_per_second']} images/s"
         )
+
+    def _speeds(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        build = self.sizes.build
+        trainings = {cell.name: cell.training(self.folder, build.side, build.seed) for cell in cells}
+        return {"images_per_second": training_speeds(trainings), "threads": torch.get_num_threads()}
 
     def _across(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """New queries in old galleries: as they are, through maps, and made compatible."""

@@ -15,7 +15,7 @@ from compat.metrics.intervals import Interval
 Load = Callable[[str], dict[str, Any] | None]
 
 SCORES = ("recall@1", *(f"TAR at FAR {far:g}" for far in FARS))
-COSTS = ("parameters", "multiply-adds", "epochs", "training accuracy", "images/s", "training")
+COSTS = ("parameters", "multiply-adds", "epochs", "training accuracy", "images/s", "minutes")
 MISSING = "not measured"
 
 
@@ -42,19 +42,24 @@ def report(load: Load, sizes: Sizes, manifest: dict[str, Any], labels: np.ndarra
         f"another. Images are {build.side} px, drawn with {made}. Left out: {dropped or 'nothing'}.",
         "Intervals are 95%, over characters. A difference is recall@1 less that of the row named, on the same queries, "
         "paired. One training each, so the luck of its seed is in every difference. Multiply-adds are for one image; "
-        "images/s and minutes are of training.",
+        f"images/s are of training, {_measured(load)}; minutes are what all epochs take at that speed.",
         f"## {many:,} characters to train on",
-        _networks(load, identity_cells(sizes), labels, "the first row"),
+        _networks(load, identity_cells(sizes), manifest, labels, "the first row"),
         f"## Heads and terms: {few} characters to train on",
-        _networks(load, head_cells(sizes), labels, "arcface"),
+        _networks(load, head_cells(sizes), manifest, labels, "arcface"),
         f"## Distillation and compatibility: {few} characters to train on",
-        _compatibility(load, sizes, labels),
+        _compatibility(load, sizes, manifest, labels),
     ]
     return "\n\n".join(text)
 
 
-def _networks(load: Load, cells: Sequence[Cell], labels: np.ndarray, first: str) -> str:
-    rows, base = [], None
+def _measured(load: Load) -> str:
+    speed = load("speed")
+    return f"all networks taking turns on {speed['threads']} threads" if speed else "which are not measured yet"
+
+
+def _networks(load: Load, cells: Sequence[Cell], manifest: dict[str, Any], labels: np.ndarray, first: str) -> str:
+    rows, base, speed = [], None, load("speed")
     for cell in cells:
         result = load(cell.name)
         if result is None:
@@ -63,22 +68,24 @@ def _networks(load: Load, cells: Sequence[Cell], labels: np.ndarray, first: str)
         scores = Scores.from_dict(result["scores"])
         over = "" if base is None else _signed(difference(scores.found, base, labels))
         base = base or scores.found
-        rows.append([cell.name, *_scores(scores), over, *_costs(cell, result)])
+        rows.append([cell.name, *_scores(scores), over, *_costs(cell, result, manifest, speed)])
     return markdown(["network", *SCORES, f"recall@1 less {first}", *COSTS], rows)
 
 
-def _costs(cell: Cell, result: dict[str, Any]) -> list[str]:
+def _costs(cell: Cell, result: dict[str, Any], manifest: dict[str, Any], speed: dict[str, Any] | None) -> list[str]:
+    rate = speed["images_per_second"][cell.name] if speed else None
+    images = cell.epochs * manifest["tars"][cell.data]["images"]
     return [
         f"{result['parameters'] / 1e6:.2f} M",
         f"{result['multiply_adds'] / 1e6:.0f} M",
         str(cell.epochs),
         f"{result['accuracy']:.3f}",
-        f"{result['images_per_second']:.0f}",
-        f"{result['training_seconds'] / 60:.1f} min",
+        MISSING if rate is None else f"{rate:.0f}",
+        MISSING if rate is None else f"{images / rate / 60:.1f}",
     ]
 
 
-def _compatibility(load: Load, sizes: Sizes, labels: np.ndarray) -> str:
+def _compatibility(load: Load, sizes: Sizes, manifest: dict[str, Any], labels: np.ndarray) -> str:
     across = load("across")
     selves = {cell.name: load(cell.name) for cell in compatibility_cells(sizes)}
     between: dict[str, Any] = across["scores"] if across else {}
@@ -119,10 +126,12 @@ def _compatibility(load: Load, sizes: Sizes, labels: np.ndarray) -> str:
             'Backward-Compatible Representation Learning", CVPR 2020, where its cross-test exceeds old in old.'
         )
     trained = {name: result for name, result in selves.items() if result}
-    speed = [
-        [name, *_costs(cell, trained[name])] for cell in compatibility_cells(sizes) if (name := cell.name) in trained
+    costs = [
+        [name, *_costs(cell, trained[name], manifest, load("speed"))]
+        for cell in compatibility_cells(sizes)
+        if (name := cell.name) in trained
     ]
-    return f"{text}\n\n{markdown(['network', *COSTS], speed)}"
+    return f"{text}\n\n{markdown(['network', *COSTS], costs)}"
 
 
 def _scores(scores: Scores) -> list[str]:

@@ -20,8 +20,10 @@ Options = TypeVar("Options")
 Item = TypeVar("Item")
 
 _YES_OR_NO = {"yes", "no", "true", "false"}
-_LOGIN = re.compile(r"://(?:[^\s/@:]*:\S*|[^\s/@]+)@")
-"""What stands between :// and the host of an address; a password may hold / and @ itself."""
+_LOGIN = re.compile(r"://([^\s/@:]*):\S*@")
+"""User and password before the host of an address; a password may hold / and @ itself."""
+_TOKEN = re.compile(r"(https?)://[^\s/@:]+@")
+"""What stands alone before a web server is a secret; before a database it is a user's name."""
 _PASSWORD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret)=[^\s&'\"]+")
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
@@ -141,7 +143,7 @@ def _complain(message: str) -> int:
 
 def _without_logins(text: str) -> str:
     """The text, stars for the logins in addresses: a misspelt option is shown with its value."""
-    return _PASSWORD.sub(r"\1=***", _LOGIN.sub("://***@", text))
+    return _PASSWORD.sub(r"\1=***", _TOKEN.sub(r"\1://***@", _LOGIN.sub(r"://\1:***@", text)))
 
 
 def progress(

@@ -98,10 +98,11 @@ def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
 @pytest.mark.parametrize(
     ("shown", "hidden"),
     [
-        ("postgresql://u:s3cret@h/db", "postgresql://***@h/db"),
-        ("postgresql+psycopg://u:s3/c@ret@h:5432/db", "postgresql+psycopg://***@h:5432/db"),
-        ("redis://:s3cret@h", "redis://***@h"),
+        ("postgresql://u:s3cret@h/db", "postgresql://u:***@h/db"),
+        ("postgresql+psycopg://u:s3/c@ret@h:5432/db", "postgresql+psycopg://u:***@h:5432/db"),
+        ("redis://:s3cret@h", "redis://:***@h"),
         ("https://s3cret@h/db", "https://***@h/db"),
+        ("postgresql://u@h/db", "postgresql://u@h/db"),
         ("postgresql://h/db?user=u&password=s3cret&x=1", "postgresql://h/db?user=u&password=***&x=1"),
         ("http://h/a:b@c", "http://h/a:b@c"),
         ("sqlite:///studies/a.db", "sqlite:///studies/a.db"),
