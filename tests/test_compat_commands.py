@@ -311,7 +311,7 @@ MISTAKES = [
     ),
     (
         "train_transformer --old S/gallery --new S/new_gallery --out O --storge postgresql://u:s3cret@h/db",
-        r"unrecognized arguments: --storge postgresql://\*\*\*@h/db",
+        r"unrecognized arguments: --storge postgresql://u:\*\*\*@h/db",
     ),
     ("evaluate --gallery S/gallery --queries S/queries --transformer S/nowhere --out O", "no transformer at"),
     ("evaluate --gallery S/gallery --queries S/nowhere --out O", "no embedding store at"),
