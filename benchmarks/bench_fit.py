@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+from own_memory import PeakMemory
 from table import interleaved, markdown, publish
+from turned_stores import write_stores
 
 from compat.options import FitOptions
 from compat.pairs import Pairs, join_pairs
 from compat.training.closed_form import MOMENT_ROWS
 from compat.training.fit import fit_transformer
-from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
-
-WRITTEN_ROWS = 40_960
-
-
-def write_stores(folder: Path, rows: int, dim: int) -> tuple[EmbeddingStore, EmbeddingStore]:
-    """Two models of the same items, one turned from the other with noise."""
-    generator = np.random.default_rng(0)
-    turn = np.linalg.qr(generator.standard_normal((dim, dim)))[0].astype(np.float32)
-    stores = [EmbeddingStore.create(folder / name, EmbeddingSpace(name, None, dim, False)) for name in ("old", "new")]
-    for start in range(0, rows, WRITTEN_ROWS):
-        items = pl.DataFrame({"item_id": np.arange(start, min(start + WRITTEN_ROWS, rows))})
-        new = generator.standard_normal((len(items), dim), dtype=np.float32)
-        stores[0].append(items, new @ turn + generator.standard_normal(new.shape, dtype=np.float32))
-        stores[1].append(items, new)
-    for store in stores:
-        store.commit()
-        store.close()
-    old, new = (EmbeddingStore.open(folder / name) for name in ("old", "new"))
-    return old, new
-
-
-class PeakMemory(threading.Thread):
-    """The most memory of its own that this process held, in MiB; pages of mapped files are not counted."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0.0
-
-    def run(self) -> None:
-        while True:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            anonymous = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-            self.peak = max(self.peak, anonymous / 1024)
-            time.sleep(0.02)
 
 
 def main() -> None:

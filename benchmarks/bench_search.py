@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from own_memory import PeakMemory
 from table import markdown, publish
 
 from compat.metrics.relevance import Relevance
@@ -104,25 +104,6 @@ def timed(candidates: Mapping[str, Callable[[], object]], repetitions: int) -> d
     }
 
 
-class AnonymousMemory(threading.Thread):
-    """Highest anonymous memory of this process while it runs; mapped files do not count."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._ended = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.02):
-            status = Path("/proc/self/status").read_text()
-            here = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-            self.peak = max(self.peak, int(here.split()[1]) * 1024)
-
-    def stop(self) -> int:
-        self._ended.set()
-        self.join()
-        return self.peak
-
-
 def write_store(path: Path, gallery: np.ndarray) -> None:
     store = EmbeddingStore.create(path, EmbeddingSpace("random", None, gallery.shape[1], True))
     for start in range(0, len(gallery), WRITTEN):
@@ -136,13 +117,13 @@ def stream(store: str, queries: int, k: int) -> None:
     gallery = EmbeddingStore.open(store)
     asked = unit_vectors(queries, gallery.space.dim, 1)
     search_rows(asked[:64], ArrayRows(asked[:2048]), 1)  # what a first call loads is not the search's
-    memory = AnonymousMemory()
+    memory = PeakMemory()
     memory.start()
     reports = []
     wall, cpu = time.perf_counter(), time.process_time()
     _, rows = search_rows(asked, gallery, k, on_rows=lambda done, of: reports.append(done / of))
     taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    print(json.dumps({**taken, "memory": memory.stop(), "reports": len(reports), "first": rows[:, 0].tolist()}))
+    print(json.dumps({**taken, "memory": memory.end(), "reports": len(reports), "first": rows[:, 0].tolist()}))
 
 
 def streamed(store: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -192,7 +173,7 @@ def exact_table(options: argparse.Namespace, gallery: np.ndarray, queries: np.nd
     header = ["exact search", "wall s", "CPU s", "GFLOP per CPU s", "of the bare, wall", "of the bare, CPU"]
     text = markdown([*header, "times FAISS, CPU", "neighbours as ours"], rows)
     text += (
-        f"\n\nFrom a store, by a process of its own: {from_store['memory'] / 2**20:.0f} MiB of anonymous memory at "
+        f"\n\nFrom a store, by a process of its own: {from_store['memory']:.0f} MiB of anonymous memory at "
         f"most, for a gallery of {gallery.nbytes / 2**20:.0f} MiB, {from_store['reports']} reports of progress; its "
         f"first neighbours are those of ExactIndex for {same_first:.4f} of the queries."
     )

@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from maps_data import font_identities
+from own_memory import PeakMemory, anonymous
 from table import RESULTS, interleaved, markdown, publish
 from training_loops import (
-    PeakMemory,
-    anonymous,
+    ITEMS_OF_ONE,
     anywhere,
     bare_epoch,
     engine,
     loader_epoch,
     recall_at_1,
     tensors_of,
-    write_stores,
 )
+from turned_stores import write_stores
 
 from compat.metrics.intervals import Bootstrap
 from compat.options import FitOptions, Precision
@@ -42,7 +42,7 @@ def speed(options: argparse.Namespace) -> str:
     rows = []
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        pairs = join_pairs(*write_stores(Path(name), options.pairs, options.dim))
+        pairs = join_pairs(*write_stores(Path(name), options.pairs, options.dim, items_of_one=ITEMS_OF_ONE))
         source, target = tensors_of(pairs, device)
         arrays = source.cpu().numpy(), target.cpu().numpy()
         for batch in BATCHES:
@@ -74,7 +74,7 @@ def synthetic(options: argparse.Namespace) -> str:
     rows = []
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        pairs = join_pairs(*write_stores(Path(name), options.pairs, options.dim))
+        pairs = join_pairs(*write_stores(Path(name), options.pairs, options.dim, items_of_one=ITEMS_OF_ONE))
         fewer = pairs.select(np.arange(options.pairs * 2 // 3))
         mixed = anywhere(len(fewer), 0.5)
         for batch in BATCHES:
@@ -109,7 +109,7 @@ def memory(options: argparse.Namespace) -> str:
 
 def _one_size(folder: Path, pairs: int) -> list[str]:
     folder.mkdir()
-    old, new = write_stores(folder, pairs, MEMORY_DIM)
+    old, new = write_stores(folder, pairs, MEMORY_DIM, items_of_one=ITEMS_OF_ONE)
     gc.collect()
     before = anonymous()
     watch = PeakMemory()

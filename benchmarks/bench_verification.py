@@ -15,7 +15,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from bench_search import AnonymousMemory, timed
+from bench_search import timed
+from own_memory import PeakMemory
 from table import markdown, publish
 
 from compat.evaluation.openset import open_set_section
@@ -73,14 +74,14 @@ def histogram_of(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -
     return cross_histogram(queries, ArrayRows(gallery), labels, labels, np.full(len(queries), -1))
 
 
-def memory_beyond(run: Callable[[], object]) -> int:
-    """Bytes of anonymous memory that a run takes at most beyond what the process held before."""
+def memory_beyond(run: Callable[[], object]) -> float:
+    """MiB of anonymous memory that a run takes at most beyond what the process held before."""
     peaks = []
     for job in (lambda: time.sleep(0.1), run):
-        memory = AnonymousMemory()
+        memory = PeakMemory()
         memory.start()
         job()
-        peaks.append(memory.stop())
+        peaks.append(memory.end())
     return max(peaks[1] - peaks[0], 0)
 
 
@@ -121,7 +122,7 @@ def speed_table(options: argparse.Namespace) -> str:
     tars = ", ".join(f"{curve.at_far(far).tar:.4f} at {far:g}" for far in (1e-2, 1e-4, 1e-6))
     return (
         f"{table}\n\nMemory beyond the arrays of {(queries.nbytes + gallery.nbytes) / MEBI:.0f} MiB: "
-        f"{max(beyond) / MEBI:.0f} MiB at most, of which {queries.nbytes / MEBI:.0f} MiB are the queries scaled to "
+        f"{max(beyond):.0f} MiB at most, of which {queries.nbytes / MEBI:.0f} MiB are the queries scaled to "
         f"unit length; the scores themselves would take {pairs * 4 / MEBI:,.0f} MiB. {curve.genuine_pairs:,} pairs are "
         f"genuine; TAR {tars}."
     )
@@ -161,8 +162,8 @@ def others_table(options: argparse.Namespace) -> str:
     cpu = {name: seconds[name][1] for name in seconds}
     return (
         f"{table}\n\nAll {len(labels) ** 2:,} scores of {len(labels):,} x {len(labels):,} vectors, product included: "
-        f"{cpu['ours']:.2f} CPU seconds and {memory[0] / MEBI:.0f} MiB, scikit-learn's `roc_curve` "
-        f"{cpu['scikit-learn']:.2f} and {memory[1] / MEBI:,.0f} MiB, {cpu['scikit-learn'] / cpu['ours']:.1f} times the "
+        f"{cpu['ours']:.2f} CPU seconds and {memory[0]:.0f} MiB, scikit-learn's `roc_curve` "
+        f"{cpu['scikit-learn']:.2f} and {memory[1]:,.0f} MiB, {cpu['scikit-learn'] / cpu['ours']:.1f} times the "
         f"time. The largest difference of TAR is {max(differences):.1e}. A threshold here is a bin's edge, at most one "
         f"width of {WIDTH:.1e} above the exact one."
     )

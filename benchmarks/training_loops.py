@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from pathlib import Path
-
 import numpy as np
-import polars as pl
 import torch
 from torch import nn
 from torch.nn import functional
@@ -20,32 +15,10 @@ from compat.training.interpolation import NO_SAMPLES, SyntheticSamples
 from compat.training.network_run import NetworkRun
 from compat.training.selection import HeldOutRetrieval, HeldOutScore
 from compat.transformers.mlp import MLP
-from stores.space import EmbeddingSpace
-from stores.store import EmbeddingStore
 
-WRITTEN_ROWS = 40_960
 ITEMS_OF_ONE = 10
 """Items of each identity in the stores written here."""
 WEIGHTS = LossWeights()
-
-
-def write_stores(folder: Path, rows: int, dim: int) -> tuple[EmbeddingStore, EmbeddingStore]:
-    """Two models of the same labelled items, one turned from the other with noise."""
-    generator = np.random.default_rng(0)
-    turn = np.linalg.qr(generator.standard_normal((dim, dim)))[0].astype(np.float32)
-    opened = []
-    stores = [EmbeddingStore.create(folder / name, EmbeddingSpace(name, None, dim, False)) for name in ("old", "new")]
-    for start in range(0, rows, WRITTEN_ROWS):
-        number = np.arange(start, min(start + WRITTEN_ROWS, rows))
-        items = pl.DataFrame({"item_id": number, "label": number // ITEMS_OF_ONE})
-        new = generator.standard_normal((len(items), dim), dtype=np.float32)
-        stores[0].append(items, new @ turn + generator.standard_normal(new.shape, dtype=np.float32))
-        stores[1].append(items, new)
-    for store in stores:
-        store.commit()
-        store.close()
-        opened.append(EmbeddingStore.open(store.path))
-    return opened[0], opened[1]
 
 
 def tensors_of(pairs: Pairs, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,28 +114,3 @@ def recall_at_1(network: nn.Module, queries: np.ndarray, gallery: np.ndarray, wa
     mapped = torch.from_numpy(as_map(network)(queries))
     found = (functional.normalize(mapped) @ functional.normalize(torch.from_numpy(gallery)).T).argmax(dim=1).numpy()
     return wanted[np.arange(len(found)), found].astype(np.float64)
-
-
-def anonymous() -> float:
-    """MiB of memory of its own that this process holds; pages of mapped files are not counted."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-
-class PeakMemory(threading.Thread):
-    """The most `anonymous` memory while it runs."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._ended = anonymous(), threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.is_set():
-            self.peak = max(self.peak, anonymous())
-            time.sleep(0.02)
-
-    def end(self) -> float:
-        """Stop and tell the peak in MiB."""
-        self._ended.set()
-        self.join()
-        return self.peak

@@ -26,6 +26,12 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_image(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
 def record_part(kind: int, data: bytes) -> bytes:
     return MAGIC + struct.pack("<I", kind << 29 | len(data)) + data + b"\0" * (-len(data) % 4)
 

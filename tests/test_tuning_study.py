@@ -15,8 +15,8 @@ import yaml
 from compat.options import FitOptions, InterpolationOptions, LossWeights
 from compat.pairs import Pairs, join_pairs
 from compat.training.closed_form import as_map, fit_ridge_on
+from compat.training.epoch_run import Diverged
 from compat.training.fit import fit_transformer
-from compat.training.network_run import Diverged
 from compat.training.selection import HeldOutRetrieval, identity_folds
 from compat.tuning.baseline import STRENGTHS, best_ridge, fit_ridges
 from compat.tuning.contest import Contest, parts_of

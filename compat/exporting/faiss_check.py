@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +11,9 @@ import numpy as np
 
 from compat.exporting import faiss_probe
 from stores.chunks import DamagedStore
+from stores.galleries.faiss_process import Crashed, TookTooLong, memory_for, plain_reason, printable, run_script
 
 NEAREST = 10
-_MEMORY = 1 << 30  # of which Python, numpy and faiss take 0.3 GiB of addresses
-_MEMORY_PER_BYTE = 3
-_MEMORY_PER_ROW = 160  # ids, their order, and the hash table of an IndexIDMap2
 _SECONDS = 30
 _BYTES_PER_SECOND = 10e6  # read once and searched twice with some dozens of queries
 _ROUNDING = 1e-6  # of the largest score
@@ -76,7 +70,7 @@ def compare_searches(path: Path, rows: int, raw: np.ndarray, mapped: np.ndarray,
             mapped=mapped.shape[1],
             nearest=NEAREST,
             lengths=int(lengths),
-            memory=_MEMORY + _MEMORY_PER_BYTE * size + _MEMORY_PER_ROW * rows,
+            memory=memory_for(size, rows),
             seconds=seconds,
         )
         _run(path, task)
@@ -120,28 +114,18 @@ def compare_answers(scores: np.ndarray, ids: np.ndarray) -> Compared:
 
 
 def _run(path: Path, task: faiss_probe.Task) -> None:
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    descriptors = (task.source, task.asked, task.answers, task.report)
     try:
-        ended = subprocess.run(
-            [sys.executable, "-P", faiss_probe.__file__, *map(str, task)],  # -P: no faiss.py of the data's folder
-            env=os.environ | one_thread,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(task.source, task.asked, task.answers, task.report),
-            timeout=3 * task.seconds,
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        ended = -signal.SIGXCPU
-    if ended == -signal.SIGXCPU:
+        run_script(faiss_probe.__file__, task, descriptors, seconds=task.seconds)
+    except TookTooLong:
         raise DamagedStore(
             f"faiss had not searched the index in {task.seconds} s: it is damaged, or very large; --check no exports "
             "it unsearched"
-        )
-    if ended:
-        how = f"exit code {ended}" if ended > 0 else f"signal {-ended}, {signal.strsignal(-ended)}"
-        raise DamagedStore(f"the index is damaged: faiss crashed on {path.name} ({how}); restore it from a copy")
+        ) from None
+    except Crashed as how:
+        raise DamagedStore(
+            f"the index is damaged: faiss crashed on {path.name} ({how}); restore it from a copy"
+        ) from None
 
 
 def _require_searched(path: Path, report: bytes) -> dict[str, Any]:
@@ -153,7 +137,6 @@ def _require_searched(path: Path, report: bytes) -> dict[str, Any]:
     if outcome == "memory":
         raise ValueError("the index takes more memory to search than a file of its size should; --check no exports it")
     if outcome != "searched":
-        reason = "".join(letter if letter.isprintable() else " " for letter in str(found.get("reason")))
-        reason = "it ends early" if "read error" in reason else reason
+        reason = plain_reason(printable(found.get("reason")))
         raise DamagedStore(f"the index is damaged: {reason}; restore it from a copy")
     return found

@@ -21,7 +21,7 @@ import torch
 
 from compat.options import Direction
 from compat.pairs import Pairs
-from compat.training.losses import cosine_loss
+from compat.training.losses import cosine_loss, require_weights
 from compat.transformers.linear import tensor_to_read
 
 
@@ -112,8 +112,5 @@ def compactness_loss(
             f"predicted and centres must both be [b, d], found {list(predicted.shape)} and {list(centres.shape)}; take "
             "the centres by the batch's pair numbers"
         )
-    if pair_weights is not None and pair_weights.shape != predicted.shape[:1]:
-        raise ValueError(
-            f"pair_weights must be [{len(predicted)}], one for each pair, found {list(pair_weights.shape)}"
-        )
+    require_weights(predicted, pair_weights)
     return cosine_loss(predicted, centres, pair_weights)

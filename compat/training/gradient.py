@@ -11,10 +11,11 @@ import numpy as np
 from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import Fitted, as_map, fit_ridge_on
+from compat.training.epoch_run import stopping_folds
 from compat.training.interpolation import plan_synthetic
 from compat.training.losses import GradientNorms, imbalance
 from compat.training.network_run import NetworkRun, at_raw_length
-from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore, identity_folds
+from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore
 from compat.training.told import OnEpoch, OnLine
 from compat.transformers.linear import LinearMap
 
@@ -57,33 +58,22 @@ def fit_network(
         ValueError: If the pairs cannot be divided, compactness is asked for and they have no labels, the loss becomes
             NaN, or the checkpoint is of another run.
     """
-    folds = identity_folds(pairs, options.folds, seed=options.seed)
-    if folds.max() < 1:
-        raise ValueError(
-            f"{options.transformer} stops early by pairs held out, but all {len(pairs)} pairs are of one identity; "
-            "give more identities, or use --transformer ridge"
-        )
+    folds = stopping_folds(pairs, options, options.transformer)
     held_out = np.flatnonzero(folds == 0)
     judge = HeldOutRetrieval(pairs, held_out, options.direction, seed=options.seed, distractors=distractors)
     real = pairs.select(np.flatnonzero(folds != 0))
     synthetic = plan_synthetic(real, options.interpolation, options.direction, seed=options.seed, say=on_note)
     training = NetworkRun(real, synthetic, judge, options, start)
-    run: dict[str, Any] = {}
-    if checkpoint is not None:
-        run = {
+    training.finish(
+        checkpoint,
+        lambda: {
             "options": asdict(options),
             "pairs": pairs.fingerprint(),
             "start": training.start_digest,
             "precision": training.precision,
-        }
-    if checkpoint is not None and checkpoint.exists():
-        training.resume(checkpoint, run)
-    while not training.finished:
-        record = training.epoch()
-        if on_epoch:
-            on_epoch(record)
-        if checkpoint is not None:
-            training.save(checkpoint, run)
+        },
+        on_epoch,
+    )
     facts: dict[str, Any] = {
         "epochs": training.history,
         "best_epoch": training.best_epoch,

@@ -44,6 +44,18 @@ def cosine_loss(
     return 1.0 - _mean(nn.functional.cosine_similarity(predicted, target, dim=1), pair_weights)
 
 
+def require_weights(predicted: torch.Tensor, pair_weights: torch.Tensor | None) -> None:
+    """Make sure that there is one weight for each of the pairs [b, d], or none at all.
+
+    Raises:
+        ValueError: If there is not.
+    """
+    if pair_weights is not None and pair_weights.shape != predicted.shape[:1]:
+        raise ValueError(
+            f"pair_weights must be [{len(predicted)}], one for each pair, found {list(pair_weights.shape)}"
+        )
+
+
 def compatibility_loss(
     predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights, pair_weights: torch.Tensor | None = None
 ) -> LossTerms:
@@ -66,10 +78,7 @@ def compatibility_loss(
         raise ValueError(
             f"predicted and target must both be [b, d], found {list(predicted.shape)} and {list(target.shape)}"
         )
-    if pair_weights is not None and pair_weights.shape != predicted.shape[:1]:
-        raise ValueError(
-            f"pair_weights must be [{len(predicted)}], one for each pair, found {list(pair_weights.shape)}"
-        )
+    require_weights(predicted, pair_weights)
     terms: Any = _BothTerms.apply(predicted, target, pair_weights)
     cosine, mse = terms
     return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)

@@ -5,31 +5,27 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from backbones.checkpoint import load_training_state, save_training_state, tensor_digest
+from backbones.checkpoint import tensor_digest
 from backbones.encoders.inference import default_device, multiplies_bf16
 from compat.options import Direction, FitOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import as_map, fit_ridge_on
 from compat.training.compactness import compactness_loss, identity_centres
+from compat.training.epoch_run import Diverged, EpochRun
 from compat.training.interpolation import NO_SAMPLES, SyntheticSamples
 from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms
 from compat.training.rows import TrainingBatch, TrainingRows
-from compat.training.schedule import AFFINE_RATE_SCALE, TrainingSchedule
+from compat.training.schedule import AFFINE_RATE_SCALE
 from compat.training.selection import HeldOutRetrieval, HeldOutScore
 from compat.transformers import build_network
 from compat.transformers.linear import LinearMap
 from compat.transformers.residual_mlp import ResidualMLP
-
-
-class Diverged(ValueError):
-    """The loss of a network is no longer a finite number."""
 
 
 def at_raw_length(linear: LinearMap, pairs: Pairs, direction: Direction) -> LinearMap:
@@ -39,16 +35,16 @@ def at_raw_length(linear: LinearMap, pairs: Pairs, direction: Direction) -> Line
 
 
 def training_precision(options: FitOptions, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a network is trained in: as asked for, or what pays for its family on this device.
+    """What a network is trained in: as asked for, or by `auto` bfloat16 for the convolutions of msresnet alone.
 
-    One layer gains little by bfloat16 and loses some recall; convolutions are many times as much work for each pair.
+    They are most of the work of a pair there; what one layer would gain or lose is for `precision` to try.
     """
     if options.precision != "auto":
         return options.precision
     return "bf16" if options.transformer == "msresnet" and multiplies_bf16(device) else "fp32"
 
 
-class NetworkRun:
+class NetworkRun(EpochRun):
     """Network, optimiser and position, which is all that a checkpoint holds, and what they are trained on.
 
     Args:
@@ -73,38 +69,36 @@ class NetworkRun:
         *,
         device: torch.device | None = None,
     ) -> None:
-        self.options, self.judge, self.real = options, judge, real
+        self.judge, self.real = judge, real
         centres = identity_centres(real, options.direction) if options.loss.compactness_weight else None
         self._mixed = TrainingRows(real, synthetic, options.direction, centres)
         self._unmixed = TrainingRows(real, NO_SAMPLES, options.direction, centres)
-        self.network = self._new_network(start)
+        self.network = self._new_network(options, start)
         self.best_network: nn.Module = copy.deepcopy(self.network)
-        self.best, self.best_epoch = HeldOutScore(judge.kind, 0, 0, 0.0, -1.0), -1
         self.start: HeldOutScore | None = None
         self.start_digest = ""
         if isinstance(self.network, ResidualMLP):
-            self.best = self.start = judge.score(as_map(self.best_network))
+            self.start = judge.score(as_map(self.best_network))
             self.start_digest = tensor_digest(self.network.affine.state_dict())
         self.device = device or default_device()
         self.precision = training_precision(options, self.device)
         self.network.to(self.device)
-        self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True)
-        self.history: list[dict[str, Any]] = []
-        self._schedule = TrainingSchedule(options, lambda epoch: self._rows_of(epoch).batch_count(options.batch_size))
-        self._steps = self._schedule.steps
-        self._step = 0
+        super().__init__(
+            options,
+            torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True),
+            lambda epoch: self._rows_of(epoch).batch_count(options.batch_size),
+            self.start or HeldOutScore(judge.kind, 0, 0, 0.0, -1.0),
+        )
 
-    def _new_network(self, start: LinearMap | None) -> nn.Module:
-        options = self.options
+    def _new_network(self, options: FitOptions, start: LinearMap | None) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             if options.transformer == "residual_mlp":
-                return ResidualMLP.starting_at(start or self._ridge_start(), options.width)
+                return ResidualMLP.starting_at(start or self._ridge_start(options.direction), options.width)
             source, target = self.real.spaces(options.direction)
             return build_network(options.transformer, source.dim, target.dim, options.width)
 
-    def _ridge_start(self) -> LinearMap:
-        direction = self.options.direction
+    def _ridge_start(self, direction: Direction) -> LinearMap:
         return at_raw_length(fit_ridge_on(self.real, direction), self.real, direction)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -115,12 +109,11 @@ class NetworkRun:
         return [{"params": affine, "rate_scale": AFFINE_RATE_SCALE}, {"params": rest, "rate_scale": 1.0}]
 
     def _rows_of(self, epoch: int) -> TrainingRows:
-        return self._mixed if self._schedule.sees_synthetic(epoch) else self._unmixed
+        return self._mixed if self.schedule.sees_synthetic(epoch) else self._unmixed
 
-    @property
-    def finished(self) -> bool:
-        """Whether no epoch is to follow."""
-        return self._schedule.finished(len(self.history), self.best_epoch)
+    def modules(self) -> dict[str, nn.Module]:
+        """The network as it is, and the best one."""
+        return {"network": self.network, "best": self.best_network}
 
     def epoch(self) -> dict[str, Any]:
         """Train one epoch, judge it, and return its record.
@@ -136,9 +129,7 @@ class NetworkRun:
         norms: GradientNorms | None = None
         self.network.train()
         for batch in self._rows_of(number).batches(options.batch_size, seed=options.seed * 100_003 + number):
-            rate = self._schedule.learning_rate(self._step, self._steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["rate_scale"]
+            rate = self._set_rate()
             source, target, weights, centres = self._on_device(batch)
             with self._autocast():
                 predicted = self.network(source).float()
@@ -149,10 +140,7 @@ class NetworkRun:
             if centres is not None:
                 compactness = compactness_loss(predicted, centres, weights)
                 values = [terms.total + options.loss.compactness_weight * compactness, *terms[1:], compactness]
-            self.optimizer.zero_grad()
-            values[0].backward()
-            self.optimizer.step()
-            self._step += 1
+            self._descend(values[0])
             share = len(batch.rows) if batch.weights is None else float(batch.weights.sum())
             sums[: len(values)].add_(torch.stack([value.detach() for value in values]), alpha=share)
             mass += share
@@ -206,32 +194,3 @@ class NetworkRun:
         if score.mean_reciprocal_rank > self.best.mean_reciprocal_rank:
             self.best, self.best_epoch, self.best_network = score, number, frozen
         return score
-
-    def save(self, path: Path, run: dict[str, Any]) -> None:
-        """Write everything needed to go on."""
-        save_training_state(
-            path,
-            modules={"network": self.network, "best": self.best_network},
-            optimizer=self.optimizer,
-            generators={},
-            progress={
-                "run": run,
-                "step": self._step,
-                "history": self.history,
-                "best": self.best.to_dict(),
-                "best_epoch": self.best_epoch,
-            },
-        )
-
-    def resume(self, path: Path, run: dict[str, Any]) -> None:
-        """Go on from a checkpoint of the same run.
-
-        Raises:
-            ValueError: If it is of another run, or damaged.
-        """
-        modules = {"network": self.network, "best": self.best_network}
-        progress = load_training_state(path, modules=modules, optimizer=self.optimizer, generators={})
-        if progress["run"] != run:
-            raise ValueError(f"{path} is of a run with other options or pairs; remove it or name another --out")
-        self._step, self.history = progress["step"], progress["history"]
-        self.best, self.best_epoch = HeldOutScore(**progress["best"]), progress["best_epoch"]

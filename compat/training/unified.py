@@ -13,8 +13,9 @@ from compat.options import Direction, FitOptions, InterpolationOptions, LossWeig
 from compat.pairs import Pairs
 from compat.training.candidates import solve
 from compat.training.closed_form import as_map, fold_moments, prepare, require_finite
+from compat.training.epoch_run import stopping_folds
 from compat.training.familiarity import fit_familiarity
-from compat.training.selection import Distractors, identity_folds
+from compat.training.selection import Distractors
 from compat.training.solutions import Solutions
 from compat.training.told import OnEpoch, flattery
 from compat.training.unified_judge import MappedVectors, UnifiedJudge
@@ -83,37 +84,18 @@ def fit_unified(
     if not len(pairs):
         raise ValueError("a unified transformer cannot be fitted to 0 pairs; give some of two identities at least")
     require_finite(pairs)
-    folds = identity_folds(pairs, options.folds, seed=options.seed)
-    if folds.max() < 1:
-        raise ValueError(
-            f"unified stops early by pairs held out, but all {len(pairs)} pairs are of one identity; "
-            "give more identities, or use --transformer ridge"
-        )
+    folds = stopping_folds(pairs, options, "unified")
     real = pairs.select(np.flatnonzero(folds != 0))
     judge = UnifiedJudge(pairs, np.flatnonzero(folds == 0), seed=options.seed, gallery=gallery)
     training = UnifiedRun(real, judge, options, unified)
-    run: dict[str, Any] = {}
-    if checkpoint is not None:
-        run = {
-            "options": asdict(options),
-            "unified": asdict(unified),
-            "pairs": pairs.fingerprint(),
-            "start": training.start_digest,
-        }
-        if checkpoint.exists():
-            training.resume(checkpoint, run)
-    while not training.finished:
-        record = training.epoch()
-        if on_epoch:
-            on_epoch(record)
-        if checkpoint is not None:
-            training.save(checkpoint, run)
+    fingerprint = pairs.fingerprint()
+    chosen = {"options": asdict(options), "unified": asdict(unified)}
+    training.finish(checkpoint, lambda: {**chosen, "pairs": fingerprint, "start": training.start_digest}, on_epoch)
     singles = _single_directions(real, judge, options)
     record = {
-        "options": asdict(options),
-        "unified": asdict(unified),
+        **chosen,
         "pairs": len(pairs),
-        "pairs_fingerprint": pairs.fingerprint(),
+        "pairs_fingerprint": fingerprint,
         "held_out": training.best.to_dict(),
         "identities": training.identities,
         "epochs": training.history,

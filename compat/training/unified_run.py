@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from backbones.checkpoint import load_training_state, save_training_state, tensor_digest
+from backbones.checkpoint import tensor_digest
 from backbones.encoders.inference import default_device
 from compat.neighbors import unit_rows
 from compat.options import FitOptions, UnifiedOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import as_map
-from compat.training.schedule import AFFINE_RATE_SCALE, TrainingSchedule
+from compat.training.epoch_run import Diverged, EpochRun
+from compat.training.schedule import AFFINE_RATE_SCALE
 from compat.training.selection import HeldOutScore, judged_by
 from compat.training.unified_judge import UnifiedJudge
 from compat.training.unified_losses import SharedClassifier, UnifiedTerms, loss_terms, require_losses, unified_loss
@@ -28,7 +28,7 @@ IDENTITY_RATE_SCALE = 3.0
 """Of all steps where identities are learned: on real identities longer steps won, on items without labels they lost."""
 
 
-class UnifiedRun:
+class UnifiedRun(EpochRun):
     """Both maps, classifier, optimiser and position, which is all that a checkpoint holds, and what they learn from.
 
     Args:
@@ -39,22 +39,19 @@ class UnifiedRun:
 
     Attributes:
         best_maps: Of the best epoch, on the CPU.
-        best: Their score.
-        best_epoch: Counted from 0; -1 where they are the start.
         start: The score of the linear maps they started at.
         identities: How many the classifier tells apart; 0 without one.
-        history: The records of the epochs.
 
     Raises:
         ValueError: If there is nothing to learn from, or a term that there is not was given a weight.
     """
 
     def __init__(self, real: Pairs, judge: UnifiedJudge, options: FitOptions, unified: UnifiedOptions) -> None:
-        self.options, self.unified, self.judge, self.real = options, unified, judge, real
+        self.unified, self.judge, self.real = unified, judge, real
         self.dim = unified.dim or real.new.space.dim
         self.codes, self.identities = self._codes()
         require_losses(unified, self.identities)
-        self.shrinkage, start, self.start = self._best_start()
+        self.shrinkage, start, self.start = self._best_start(options)
         digests = [tensor_digest(linear.state_dict()) for linear in start]
         self.start_digest = " ".join(digests)
         with torch.random.fork_rng(devices=[]):
@@ -62,18 +59,14 @@ class UnifiedRun:
             self.old_map, self.new_map = (UnifiedMap.starting_at(linear, options.width) for linear in start)
         self.classifier = self._new_classifier() if self.identities else None
         self.best_maps = self._frozen()
-        self.best, self.best_epoch = self.start, -1
         self.device = default_device()
         for module in self._trained().values():
             module.to(self.device)
-        self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True)
-        self.history: list[dict[str, Any]] = []
-        self.schedule = TrainingSchedule(options, lambda _: -(-len(real) // options.batch_size))
-        self.steps = self.schedule.steps
-        self.step = 0
+        optimizer = torch.optim.Adam(self._parameter_groups(), lr=options.learning_rate, fused=True)
+        super().__init__(options, optimizer, lambda _: -(-len(real) // options.batch_size), self.start)
 
-    def _best_start(self) -> tuple[float, Start, HeldOutScore]:
-        starts = canonical_starts(self.real, self.options, self.dim)
+    def _best_start(self, options: FitOptions) -> tuple[float, Start, HeldOutScore]:
+        starts = canonical_starts(self.real, options, self.dim)
         scores = {key: self.judge.both(as_map(old), as_map(new), self.dim) for key, (old, new) in starts.items()}
         best = max(scores, key=lambda shrinkage: (scores[shrinkage].mean_reciprocal_rank, shrinkage))
         return best, starts[best], scores[best]
@@ -115,21 +108,18 @@ class UnifiedRun:
         old, new = (copy.deepcopy(side).cpu().eval() for side in (self.old_map, self.new_map))
         return old, new
 
-    @property
-    def finished(self) -> bool:
-        """Whether no epoch is left, or the last ones were no better."""
-        return self.schedule.finished(len(self.history), self.best_epoch)
-
     def epoch(self) -> dict[str, Any]:
-        """Train one epoch, judge it, and return its record."""
+        """Train one epoch, judge it, and return its record.
+
+        Raises:
+            Diverged: If the loss is no longer finite.
+        """
         number, started = len(self.history), time.perf_counter()
         # The sums stay where the maps are: reading them at every step would wait for the device at every step.
         sums = torch.zeros(len(UnifiedTerms._fields), dtype=torch.float64, device=self.device)
         mass, rate = 0.0, 0.0
         for batch, old, new, weights in self._batches(number):
-            rate = self.schedule.learning_rate(self.step, self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["rate_scale"]
+            rate = self._set_rate()
             codes = None if self.codes is None else torch.from_numpy(self.codes[batch]).to(self.device)
             terms = unified_loss(
                 self.old_map(old),
@@ -139,16 +129,13 @@ class UnifiedRun:
                 codes=codes,
                 pair_weights=weights,
             )
-            self.optimizer.zero_grad()
-            terms.total.backward()
-            self.optimizer.step()
-            self.step += 1
+            self._descend(terms.total)
             share = len(batch) if self.real.weights is None else float(self.real.weights[batch].sum())
             sums.add_(torch.stack([term.detach() for term in terms]), alpha=share)
             mass += share
         means = dict(zip(UnifiedTerms._fields, (sums.cpu() / mass).tolist(), strict=True))
         if not np.isfinite([*means.values()]).all():
-            raise ValueError(
+            raise Diverged(
                 f"the loss became {means['total']} in epoch {number + 1}; lower learning_rate "
                 f"({self.options.learning_rate})"
             )
@@ -177,28 +164,6 @@ class UnifiedRun:
                 weights = torch.from_numpy(self.real.weights[batch].astype(np.float32)).to(self.device)
             yield batch, old, new, weights
 
-    def _modules(self) -> dict[str, torch.nn.Module]:
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """Both maps and the classifier as they are, and the best maps."""
         return self._trained() | {"best_old": self.best_maps[0], "best_new": self.best_maps[1]}
-
-    def save(self, path: Path, run: dict[str, Any]) -> None:
-        """Write everything needed to go on."""
-        progress = {
-            "run": run,
-            "step": self.step,
-            "history": self.history,
-            "best": self.best.to_dict(),
-            "best_epoch": self.best_epoch,
-        }
-        save_training_state(path, modules=self._modules(), optimizer=self.optimizer, generators={}, progress=progress)
-
-    def resume(self, path: Path, run: dict[str, Any]) -> None:
-        """Go on from a checkpoint of the same run.
-
-        Raises:
-            ValueError: If it is of another, or damaged.
-        """
-        progress = load_training_state(path, modules=self._modules(), optimizer=self.optimizer, generators={})
-        if progress["run"] != run:
-            raise ValueError(f"{path} is of a run with other options or pairs; remove it or name another --out")
-        self.step, self.history = progress["step"], progress["history"]
-        self.best, self.best_epoch = HeldOutScore(**progress["best"]), progress["best_epoch"]

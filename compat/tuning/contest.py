@@ -20,8 +20,8 @@ from compat.metrics.intervals import Bootstrap
 from compat.options import FitOptions
 from compat.pairs import Pairs
 from compat.training.closed_form import as_map
+from compat.training.epoch_run import Diverged
 from compat.training.fit import fit_transformer
-from compat.training.network_run import Diverged
 from compat.training.selection import HeldOutRetrieval, identity_folds
 from compat.tuning.baseline import TooFew, fit_ridges
 from compat.tuning.pace import say

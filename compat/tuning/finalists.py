@@ -13,8 +13,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from compat.options import FitOptions
+from compat.training.epoch_run import Diverged
 from compat.training.fit import fit_transformer
-from compat.training.network_run import Diverged
 from compat.tuning.contest import Contest, against_ridge
 from compat.tuning.pace import START, say
 from compat.tuning.space import digest_of, with_values

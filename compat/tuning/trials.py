@@ -15,8 +15,8 @@ import numpy as np
 
 from compat.options import FitOptions
 from compat.pairs import Pairs
+from compat.training.epoch_run import Diverged
 from compat.training.fit import fit_transformer
-from compat.training.network_run import Diverged
 from compat.training.selection import Distractors
 from compat.tuning.leases import LEASE, Abandoned, fail_and_retry, own_lease
 from compat.tuning.pace import START, Pace, say

@@ -12,9 +12,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,11 +20,9 @@ import numpy as np
 
 from stores.chunks import DamagedStore
 from stores.galleries import faiss_child
+from stores.galleries.faiss_process import Crashed, TookTooLong, memory_for, plain_reason, printable, run_script
 
 _CHILD = faiss_child.__file__
-_MEMORY = 1 << 30  # of which Python, numpy and faiss take 0.3 GiB of addresses
-_MEMORY_PER_BYTE = 3  # of the file; it is mapped or loaded once, and graphs and lists add to that
-_MEMORY_PER_ROW = 160  # ids, their order, and the hash table of an IndexIDMap2
 _SECONDS = 20
 _BYTES_PER_SECOND = 20e6  # a fifth of the slowest codec's speed, and of a slow disk's
 _REPORT_BYTES = 1 << 16
@@ -81,7 +76,7 @@ def decode(path: Path, rows: int, dim: int) -> DecodedIndex:
             *(file.fileno() for file in (index, vectors, ids, report)),
             rows=rows,
             dim=dim,
-            memory=_MEMORY + _MEMORY_PER_BYTE * size + _MEMORY_PER_ROW * rows,
+            memory=memory_for(size, rows),
             output=max(output, 8 * rows, _REPORT_BYTES),
             seconds=seconds,
         )
@@ -112,28 +107,14 @@ def _require_room(path: Path, needed: int) -> None:
 
 
 def _run(path: Path, task: faiss_child.Task) -> None:
-    # Several threads would take address space and win nothing: one decodes faster than the disk writes.
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
-        ended = subprocess.run(
-            [sys.executable, "-P", _CHILD, *map(str, task)],  # -P: a faiss.py in the folder of the data is not it
-            env=os.environ | one_thread,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(task.source, task.vectors, task.ids, task.report),
-            timeout=3 * task.seconds,
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        ended = -signal.SIGXCPU
-    if ended == -signal.SIGXCPU:
+        run_script(_CHILD, task, (task.source, task.vectors, task.ids, task.report), seconds=task.seconds)
+    except TookTooLong:
         raise DamagedStore(
             f"{path} is damaged: faiss had not read its {task.rows} vectors in {task.seconds} s; restore it from a copy"
-        )
-    if ended:
-        how = f"exit code {ended}" if ended > 0 else f"signal {-ended}, {signal.strsignal(-ended)}"
-        raise DamagedStore(f"{path} is damaged: faiss crashed on it ({how}); restore it from a copy")
+        ) from None
+    except Crashed as how:
+        raise DamagedStore(f"{path} is damaged: faiss crashed on it ({how}); restore it from a copy") from None
 
 
 def _read_report(path: Path, file: IO[bytes]) -> dict[str, Any]:
@@ -141,11 +122,11 @@ def _read_report(path: Path, file: IO[bytes]) -> dict[str, Any]:
     file.seek(0)
     try:
         report = json.loads(file.read(_REPORT_BYTES))
-        outcome, reason = str(report.pop("outcome")), _printable(report.pop("reason", ""))
+        outcome, reason = str(report.pop("outcome")), printable(report.pop("reason", ""))
         if outcome == "decoded":
-            parts: dict[str, Any] = {name: _printable(report[name]) for name in ("index", "codec")}
+            parts: dict[str, Any] = {name: printable(report[name]) for name in ("index", "codec")}
             parts["exact"] = report["exact"] is True
-            transforms = [_printable(name) for name in report["transforms"]]
+            transforms = [printable(name) for name in report["transforms"]]
             return {**parts, "transforms": transforms} if transforms else parts
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedStore(f"{path} is damaged: faiss gave no account of it; restore it from a copy") from None
@@ -155,12 +136,7 @@ def _read_report(path: Path, file: IO[bytes]) -> dict[str, Any]:
         raise OSError(f"the vectors of {path} could not be decoded into {tempfile.gettempdir()}: {reason}")
     if outcome == "unsupported":
         raise ValueError(f"{path} holds {reason}, which is not read; {_REMEDY}")
-    told = "it ends early" if "read error" in reason else reason
-    raise DamagedStore(f"{path} is damaged: {told}; restore it from a copy")
-
-
-def _printable(text: Any) -> str:
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    raise DamagedStore(f"{path} is damaged: {plain_reason(reason)}; restore it from a copy")
 
 
 def _size(file: IO[bytes]) -> int:
