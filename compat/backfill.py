@@ -73,6 +73,7 @@ def run_backfill(options: BackfillOptions) -> None:
     """
     from compat.migration.backfill import backfill
     from compat.migration.backfill_order import next_items
+    from compat.migration.progress import ProgressLines
     from compat.transformers.artefact import WrongSpace, load_transformer
     from stores.galleries import open_source
 
@@ -96,6 +97,7 @@ def run_backfill(options: BackfillOptions) -> None:
             space=space,
             batch_rows=options.batch_rows,
             drop_old=options.drop_old == "yes",
+            on_items=ProgressLines("moved"),
         )
         print(moved)
     if options.next is not None and options.write is not None:

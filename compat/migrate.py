@@ -85,11 +85,15 @@ def migrate(options: MigrateOptions) -> None:
         print(_mapped_step(options))
         return
     from compat.migration import switch
+    from compat.migration.state import tells_contents
+    from stores.galleries import locate
 
     source, target, state = options.source, options.target, options.state
     if options.step == "switch":
         found = switch.switch(source, target, options.serve_as or "", state=state)
         print(f"{found.name} leads to {found.target}; before: {found.before or 'nowhere'}")
+        if not tells_contents(locate(source)[0]):
+            print(f"rows written to {found.source} since it was last read are not in it: --step run brings them over")
     elif options.step == "switch-back":
         print(f"back as before the switch; {switch.switch_back(source, target, state=state)}")
     elif options.step == "finalise":
@@ -102,6 +106,7 @@ def migrate(options: MigrateOptions) -> None:
 
 def _mapped_step(options: MigrateOptions) -> object:
     from compat.migration.plan import plan_migration
+    from compat.migration.progress import ProgressLines
     from compat.migration.run import migrate_gallery, verify_migrated
     from compat.transformers.artefact import load_transformer
 
@@ -116,6 +121,7 @@ def _mapped_step(options: MigrateOptions) -> object:
             source_space=options.source_space,
             state=options.state,
             queries=options.queries,
+            on_look=ProgressLines("looked at"),
         )
     plan = plan_migration(
         options.source,
@@ -139,7 +145,8 @@ def _mapped_step(options: MigrateOptions) -> object:
             options.target,
             correction=correction,
             batch_rows=options.batch_rows,
-            on_rows=_Progress(),
+            on_rows=ProgressLines("migrated"),
+            on_look=ProgressLines("looked at"),
             source_space=options.source_space,
             state=options.state,
             most_passes=options.most_passes,
@@ -148,29 +155,6 @@ def _mapped_step(options: MigrateOptions) -> object:
             workers=options.workers,
             scheduler=options.scheduler,
         )
-
-
-class _Progress:
-    """Now and then a line on standard error: rows, their speed, and how long the rest takes."""
-
-    def __init__(self) -> None:
-        import time
-
-        self._clock = time.monotonic
-        self._said = self._began = self._clock()
-        self._first: int | None = None
-
-    def __call__(self, done: int, rows: int) -> None:
-        from compat.migration.plan import duration
-
-        now = self._clock()
-        if self._first is None:
-            self._first, self._began = done, now
-        if now - self._said > 5 and done > self._first:
-            self._said = now
-            speed = (done - self._first) / (now - self._began)
-            left = duration((rows - done) / speed)
-            print(f"migrated {done}/{rows} rows, {speed:.0f} rows/s, {left} left", file=sys.stderr, flush=True)
 
 
 @contextmanager

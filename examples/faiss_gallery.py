@@ -18,7 +18,7 @@ def main() -> None:
     folder, index, queries = sys.argv[1:]
     transformer = load_transformer(folder).without_correction()  # whose extra dimension the old index has not
     gallery = BridgedGallery(faiss.read_index(index), transformer, space=transformer.gallery_space)
-    for ids in gallery.search(np.load(queries), k=5, space=transformer.query_space).item_ids:
+    for ids in gallery.search(np.load(queries), k=5).item_ids:
         print(*ids)
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     transformer = load_transformer(folder)
     migrate_gallery(source, transformer, target)
     gallery = BridgedGallery(target)  # it says itself whose queries search it, and in what form
-    for ids in gallery.search(np.load(queries), k=5, space=transformer.query_space).item_ids:
+    for ids in gallery.search(np.load(queries), k=5).item_ids:
         print(*ids)
 
 

@@ -20,7 +20,7 @@ def main() -> None:
     transformer = load_transformer(folder).without_correction()
     # A table that the toolkit did not write cannot tell which model made its vectors, so we say it.
     gallery = BridgedGallery(os.environ["GALLERY"], transformer, space=transformer.gallery_space)
-    for ids in gallery.search(np.load(queries), k=5, space=transformer.query_space).item_ids:
+    for ids in gallery.search(np.load(queries), k=5).item_ids:
         print(*ids)
 
 

@@ -24,7 +24,7 @@ _LOGIN = re.compile(r"://([^\s/@:]*):\S*@")
 """User and password before the host of an address; a password may hold / and @ itself."""
 _TOKEN = re.compile(r"(https?)://[^\s/@:]+@")
 """What stands alone before a web server is a secret; before a database it is a user's name."""
-_PASSWORD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret)=[^\s&'\"]+")
+_PASSWORD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret|api_?key)=[^\s&'\"]+")
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 

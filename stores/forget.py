@@ -18,6 +18,8 @@ from stores.command_line import run_command
 if TYPE_CHECKING:
     import polars as pl
 
+    from stores.forgetting import Found
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetOptions:
@@ -49,13 +51,13 @@ def forget(options: ForgetOptions) -> str:
 
     Raises:
         FileNotFoundError: If there is no such gallery or table.
-        ValueError: If no gallery has an id or label, one is unfinished or damaged, or work on one failed; galleries
-            before that one are done then, and the same command goes on.
+        ValueError: If no gallery has an id or label, one is unfinished or damaged, or work on some of several failed:
+            it says in which they are forgotten and in which not, and the same command goes on.
         StoreLocked: If another process is writing to one.
     """
     import polars as pl
 
-    from stores.forgetting import Wanted, look, take_out
+    from stores.forgetting import Wanted, look
     from stores.galleries import redact
     from stores.item_tables import read_item_table
 
@@ -82,18 +84,34 @@ def forget(options: ForgetOptions) -> str:
             break
         wanted = Wanted(together, wanted.labels)
         found = [look(uri, wanted) for uri in uris]
+    return _take_out_everywhere(found, compact=options.compact == "yes")
+
+
+def _take_out_everywhere(found: "list[Found]", *, compact: bool) -> str:
+    """Whoever tells what a label or a view stands for comes last, so that the command can be run again."""
+    from stores.forgetting import take_out
+    from stores.galleries import redact
+
     done: list[str] = []
-    # Whoever tells what a label or a view stands for comes last, so that the command can be run again.
+    gone: list[str] = []
+    failed: list[str] = []
     for each in sorted(found, key=lambda each: (each.has_labels, each.has_views)):
+        uri = redact(each.uri)
+        if failed and (each.has_labels or each.has_views):
+            failed.append(f"{uri} (left for later, since it tells whom a label or a view stands for)")
+            continue
         try:
-            done.append(take_out(each, compact=options.compact == "yes"))
+            done.append(take_out(each, compact=compact))
+            gone.append(uri)
         except (ValueError, OSError) as error:
-            if len(uris) == 1:
+            if len(found) == 1:
                 raise
-            raise ValueError(
-                f"{len(done)} of {len(uris)} galleries are done, then {redact(each.uri)} failed: {error}; run the same "
-                "command again"
-            ) from error
+            failed.append(f"{uri} ({error})")
+    if failed:
+        raise ValueError(
+            f"not forgotten in {', '.join(failed)}; forgotten in {', '.join(gone) or 'none'}; mend that, and run the "
+            "same command again"
+        )
     return "\n".join(done)
 
 

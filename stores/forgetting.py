@@ -10,7 +10,7 @@ from typing import cast
 import polars as pl
 
 from stores.galleries import GALLERIES, locate, open_source, redact
-from stores.galleries.gallery import ErasingEngine, LiveEngine
+from stores.galleries.gallery import CompactingEngine, ErasingEngine, LiveEngine
 from stores.galleries.rewriting import REWRITTEN, finish_rewriting, require_card, write_without
 from stores.store import EmbeddingStore
 
@@ -69,6 +69,8 @@ def look(uri: str, wanted: Wanted) -> Found:
         raise ValueError(f"nothing is taken out of a gallery of the kind {scheme}: {redact(uri)}; copy it to a store")
     elif isinstance(GALLERIES[scheme], ErasingEngine):
         interrupted = cast(ErasingEngine, GALLERIES[scheme]).erasing(location)
+    elif isinstance(GALLERIES[scheme], CompactingEngine):
+        interrupted = cast(CompactingEngine, GALLERIES[scheme]).uncompacted(location)
     tables = (batch.items for batch in open_source(uri).scan(_BATCH_ROWS))
     return _look_in_tables(uri, tables, wanted, interrupted=interrupted)
 
@@ -92,14 +94,16 @@ def take_out(found: Found, *, compact: bool) -> str:
     if scheme in REWRITTEN:
         left = write_without(scheme, Path(location), found.gone) if count else len(open_source(found.uri))
         return f"{_counted(count, name, left)}; no file of the gallery holds their bytes"
-    engine = cast(ErasingEngine, GALLERIES[scheme])
-    if not compact or not isinstance(engine, ErasingEngine):
+    engine = cast(LiveEngine, GALLERIES[scheme])
+    if compact and isinstance(engine, ErasingEngine):
+        count, residue = engine.erase(location, found.gone), engine.residue(location)
+    else:
         count = engine.remove(location, found.gone)
-        left = "their bytes are there until its files are written anew, by the server's own VACUUM FULL or the like"
-        return f"{_counted(count, name, len(open_source(found.uri)))}; {left}"
-    count = engine.erase(location, found.gone)
-    residue = engine.residue(location) or "no file of the gallery holds their bytes"
-    return f"{_counted(count, name, len(open_source(found.uri)))}; {residue}"
+        residue = "their bytes are there until the same command compacts it"
+        if compact and isinstance(engine, CompactingEngine):
+            residue = engine.compact(location)
+    left = len(open_source(found.uri))
+    return f"{_counted(count, name, left)}; {residue or 'no file of the gallery holds their bytes'}"
 
 
 def _is_live(scheme: str) -> bool:

@@ -26,8 +26,9 @@ from stores.chunks import DamagedStore, VectorChunks
 from stores.commit import COMMIT_FILE, COMPLETE, Commit
 from stores.compaction import compacted, earlier_generations, remove_other_generations
 from stores.durable import WriterLock, sync_folder
+from stores.known_ids import KnownIds
 from stores.layout import VectorLayout, VectorType
-from stores.new_items import KnownIds, checked_items, finite_vectors, listed_ids
+from stores.new_items import checked_items, finite_vectors, listed_ids
 from stores.rows import Batch, StaleStore, StoreCheck, StoredRows
 from stores.space import EmbeddingSpace
 from stores.writer import StoreWriter

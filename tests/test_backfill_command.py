@@ -99,6 +99,20 @@ def test_run_again_nothing_moves_twice_and_strangers_stay_out(folder, capsys):
     np.testing.assert_array_equal(again.take(np.arange(51)), WORLD.new[[*range(50), 2]])
 
 
+def test_it_tells_how_far_it_is(folder):
+    news = [extracted(folder, "new", range(50)), extracted(folder, "more", range(40, 70))]
+    told = []
+    backfill(
+        str(folder / "old"),
+        BACK,
+        news,
+        folder / "mixed",
+        batch_rows=20,
+        on_items=lambda *now: told.append(now),
+    )
+    assert told == [(20, 80), (40, 80), (50, 80), (70, 80), (80, 80)]
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same(folder):
     new = extracted(folder, "new", range(120))
     words = ("--gallery", folder / "old", "--transformer", folder / "back", "--new", new, "--batch-rows", 1)

@@ -64,6 +64,7 @@ def test_queries_find_the_same_in_every_engine_through_a_map_and_after_migration
     expected, scores = slow_neighbours(turned("new-to-old").transform(queries), WORLD.old, NAMES)
     for gallery in (BridgedGallery(bridged, turned("new-to-old")), BridgedGallery(migrated)):
         assert gallery.query_space == NEW
+        assert gallery.search(queries, K).item_ids == expected
         found = gallery.search(queries, K, space=NEW)
         assert found.item_ids == expected
         np.testing.assert_allclose(found.scores, scores, atol=1e-4)

@@ -238,6 +238,29 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path):
         copy_in_parts(str(tmp_path / "old"), turned(), str(tmp_path / "new"), begun, workers=1, on_rows=add)
 
 
+def test_what_changed_before_the_parts_go_on_is_found_before_they_do(tmp_path, monkeypatch):
+    from compat.migration import distribute
+    from compat.migration.run import migrate_gallery
+
+    write_store(tmp_path / "old", np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32))
+    calls = []
+
+    def die(*_, **__):
+        calls.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distribute, "run_parts", die)
+    where = str(tmp_path / "old"), turned(), str(tmp_path / "new")
+    with pytest.raises(KeyboardInterrupt):
+        migrate_gallery(*where, workers=2)
+    with EmbeddingStore.open(tmp_path / "old") as store:
+        store.append(pl.DataFrame({"item_id": ["another"]}), np.ones((1, 4)))
+        store.commit()
+    with pytest.raises(ValueError, match=r"old changed while it was copied.*--step discard"):
+        migrate_gallery(*where, workers=2)
+    assert len(calls) == 1
+
+
 def test_galleries_that_one_process_reads_or_writes(gallery, tmp_path):
     secret = "postgresql://me:s3cret@nowhere/db/table"
     with pytest.raises(ValueError, match=r"is read by one process only.*--workers 1") as refused:

@@ -150,6 +150,15 @@ def test_tables_of_others_are_read(tmp_path):
         engine.remove(f"{tmp_path}/theirs", pl.Series([1]))
 
 
+@pytest.mark.parametrize("name", ["my table", "we'ird", "Groß", "per%cent", "a;b", "a\nb"])
+def test_a_name_that_lance_takes_not_is_refused_before_anything_is_made(tmp_path, name):
+    for work in (lambda uri: open_target(uri, SPACE, ORIGIN), open_source):
+        with pytest.raises(ValueError, match=r"letters of ASCII, digits, _, - and \.; rename it") as caught:
+            work(f"lance:{tmp_path}/db/{name}")
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_columns_that_would_come_back_otherwise_are_refused(uri):
     target = open_target(uri, SPACE, ORIGIN)
     items = rows(0, 2).items

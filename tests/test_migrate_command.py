@@ -13,6 +13,7 @@ from test_migration import committed
 
 from compat import migrate
 from compat.migration.plan import plan_migration
+from compat.migration.progress import ProgressLines
 from compat.migration.verify import verify_search
 from compat.transformers.artefact import WrongSpace
 from stores.galleries import open_source
@@ -74,6 +75,50 @@ def test_a_plan_finds_what_is_wrong_and_a_run_then_writes_nothing(tmp_path, caps
     assert not (tmp_path / "new").exists()
     with pytest.raises(WrongSpace):
         plan_migration(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+
+
+def test_a_plan_looks_at_the_target(old, tmp_path, capsys):
+    from compat.migration.run import migrate_gallery
+
+    for target in ("new", "new.npy"):
+        place = str(tmp_path / target)
+        assert "ok     target: nothing is there yet" in str(plan_migration(old, turned(), place, sample_seconds=0))
+        migrate_gallery(old, turned(), place, state=tmp_path / f"{target}.state")
+        for state, told in ((f"{target}.state", "ok     norms"), ("gone", "ok     target: this migration's result")):
+            assert told in str(plan_migration(old, turned(), place, sample_seconds=0, state=tmp_path / state))
+        other = plan_migration(old, turned(seed=1), place, sample_seconds=0, state=tmp_path / "gone")
+        assert f"FAILED target: {place} holds another gallery, which is left alone; name another" in str(other)
+    before = sorted(tmp_path.rglob("*"))
+    turned(seed=1).save(tmp_path / "t1")
+    assert (
+        migrate.main([*words(tmp_path, tmp_path / "new"), "--transformer", str(tmp_path / "t1"), "--state", "x"]) == 2
+    )
+    error = capsys.readouterr().err
+    assert error.startswith("error: nothing was written: target: ")
+    assert error.count("\n") == 1
+    assert [path for path in sorted(tmp_path.rglob("*")) if "t1" not in path.parts] == before
+
+
+def test_long_reading_is_told_of_too(old, tmp_path, capsys, monkeypatch):
+    from compat.migration.run import migrate_gallery, verify_migrated
+
+    seen: list[tuple[int, int]] = []
+    migrate_gallery(old, turned(), str(tmp_path / "new"), batch_rows=100, on_look=lambda *now: seen.append(now))
+    assert seen[-1] == (500, 500)
+    seen.clear()
+    verify_migrated(old, turned(), str(tmp_path / "new"), on_look=lambda *now: seen.append(now))
+    assert seen == [(500, 500)]
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    told = ProgressLines("looked at")
+    for done in (100, 200, 300, 400, 500, 100, 200, 300, 400, 500):
+        told(done, 500)
+    assert capsys.readouterr().err.splitlines() == [
+        "looked at 200/500 rows, 33 rows/s, 9 s left",
+        "looked at 400/500 rows, 33 rows/s, 3 s left",
+        "looked at 200/500 rows, 33 rows/s, 9 s left",
+        "looked at 400/500 rows, 33 rows/s, 3 s left",
+    ]
 
 
 def test_a_plan_checks_the_disk(old, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from compat.transformers.linear import LinearMap
 from stores.convert import ConvertOptions, convert
 from stores.galleries import digest, open_source
 from stores.space import EmbeddingSpace
-from stores.store import EmbeddingStore
+from stores.store import Batch, EmbeddingStore
 
 OLD, NEW = space("old", 8), space("new", 12)
 
@@ -158,6 +158,40 @@ def test_a_copy_that_does_not_match_is_found_out(gallery):
     ]:
         with pytest.raises(ValueError, match=message):
             verify_migration(source, turned(), target(name, changed, rows))
+
+
+class Planted:
+    """A gallery in memory, which nothing keeps from holding what no engine takes."""
+
+    def __init__(self, made_of, ids, vectors):
+        self.provenance = {}
+        self.space, self.dim, self.batch = made_of, made_of.dim, Batch(pl.DataFrame({"item_id": ids}), vectors)
+
+    def __len__(self):
+        return len(self.batch.vectors)
+
+    def scan(self, size, *, start=0):
+        for first in range(start, len(self), size):
+            yield Batch(self.batch.items[first : first + size], self.batch.vectors[first : first + size])
+
+
+@pytest.mark.parametrize("any_order", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "inner_product"])
+def test_what_is_no_number_does_not_pass(any_order, similarity):
+    vectors = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    ids = [f"i{row}" for row in range(20)]
+    made_of = replace(NEW, similarity=similarity)
+    transformer = replace(turned(), target=made_of)
+    written = transformer.serve_gallery(vectors)
+    order = np.arange(20)[::-1] if any_order else np.arange(20)
+    source = Planted(OLD, ids, vectors)
+    verify_migration(
+        source, transformer, Planted(made_of, [ids[i] for i in order], written[order]), any_order=any_order
+    )
+    written[7, 3] = np.nan
+    spoiled = Planted(made_of, [ids[i] for i in order], written[order])
+    with pytest.raises(ValueError, match=r"a recomputed vector .* nan "):
+        verify_migration(source, transformer, spoiled, any_order=any_order)
 
 
 class Recorder(nn.Module):

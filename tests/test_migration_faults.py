@@ -2,20 +2,22 @@
 
 import random
 import shutil
+import time
 
 import numpy as np
 import polars as pl
 import pytest
-from migrating import OLD, turned, work
-from store_faults import CONTEXT, dies_at_byte, dies_at_step, no_file_larger_than
+from migrating import OLD, turned, work, work_until_the_server_dies, work_with_tables
+from real_postgres import postgres, schema  # noqa: F401 - fixtures
+from store_faults import CONTEXT, dies_at_byte, dies_at_step, killed, no_file_larger_than, seconds_to_end
 from test_migration import contents
-from test_migration_live import assert_migrated
+from test_migration_live import People, assert_migrated, change, held
 
 from compat.migration.run import migrate_gallery
 from stores.store import EmbeddingStore
 
 ROWS = 300
-CONTEXT.set_forkserver_preload(["stores.store", "zarr", "compat.migration.run"])
+CONTEXT.set_forkserver_preload(["stores.store", "zarr", "compat.migration.run", "psycopg"])
 
 
 def vector(number):
@@ -107,6 +109,74 @@ def test_killed_while_changes_are_brought_over_none_is_lost(undisturbed, tmp_pat
         held = change_source(folder / "old", 1)
         work(folder / "old", folder / "new")
         assert_migrated(str(folder / "new"), held)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changing", [False, True])
+def test_killed_at_any_moment_a_table_ends_with_what_the_source_holds(
+    postgres,  # noqa: F811
+    schema,  # noqa: F811
+    tmp_path,
+    kills,
+    changing,
+):
+    """The migrator, from table to table, up to three times in a row; it prints how often."""
+    chance = random.Random(kills)
+    people = People(postgres, schema)
+    whole = postgres.uri(f"{schema}.whole")
+    longest = seconds_to_end(work_with_tables, people.uri, whole, tmp_path / "whole")
+    died = number = 0
+    while died < kills:
+        target, state = postgres.uri(f"{schema}.new{number}"), tmp_path / str(number)
+        for _ in range(3):
+            dead = killed(work_with_tables, people.uri, target, state, after=chance.uniform(0, longest))
+            longest *= 1.1 if dead else 0.8  # follows a machine that gets slower, or faster
+            died += dead
+            if changing:
+                change(people, number)
+                number += 1
+        work_with_tables(people.uri, target, state)
+        if changing:
+            assert_migrated(target, people.vectors)
+        else:
+            assert_same(held(target), held(whole))
+        number += 1
+    print(f"killed {died} times, {len(list(tmp_path.iterdir())) - 1} migrations")
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for item_id, vector in expected.items():
+        np.testing.assert_array_equal(found[item_id], vector)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_server_killed_at_any_moment_of_a_migration_loses_nothing(
+    postgres,  # noqa: F811
+    schema,  # noqa: F811
+    tmp_path,
+    kills,
+):
+    chance = random.Random(kills)
+    people = People(postgres, schema)
+    whole = postgres.uri(f"{schema}.whole")
+    longest = seconds_to_end(work_with_tables, people.uri, whole, tmp_path / "whole")
+    unfinished = 0
+    for number in range(kills):
+        target, state = postgres.uri(f"{schema}.new{number}"), tmp_path / str(number)
+        process = CONTEXT.Process(target=work_until_the_server_dies, args=(people.uri, target, state))
+        process.start()
+        time.sleep(chance.uniform(0.1, 0.9) * longest)
+        try:
+            postgres.kill()
+            process.join(60)
+        finally:
+            postgres.start()
+        assert process.exitcode == 0
+        unfinished += not (state / "state.json").is_file() or "verified" not in (state / "state.json").read_text()
+        work_with_tables(people.uri, target, state)
+        assert_same(held(target), held(whole))
+    print(f"the server was killed {kills} times, {unfinished} of them before the migration's end")
 
 
 @pytest.mark.parametrize("target", ["new", "new.npy"])

@@ -169,6 +169,30 @@ def test_changes_that_were_begun_and_interrupted_are_not_lost(people, tmp_path, 
     assert_migrated(uri, people.vectors)
 
 
+def test_a_changed_name_or_label_is_a_change(people, tmp_path):
+    uri = people.server.uri(f"{people.schema}.people_new")
+    settings = {"source_space": "old", "state": tmp_path / "state"}
+    migrate_gallery(people.uri, turned(), uri, **settings)
+    people.server.execute(f"UPDATE {people.schema}.people SET name = 'another' WHERE person = 'p0007'")
+    people.server.execute(f"UPDATE {people.schema}.people SET name = NULL WHERE person = 'p0009'")
+    changes = migrate_gallery(people.uri, turned(), uri, **settings).changes
+    assert changes is not None
+    assert (changes.inserted, changes.updated, changes.removed) == (0, 2, 0)
+    found = pl.concat([batch.items for batch in open_source(uri).scan(100)])
+    assert dict(found.select("item_id", "name").iter_rows()) == {
+        person: {"p0007": "another", "p0009": None}.get(person, "x") for person in people.vectors
+    }
+
+
+def test_without_a_record_of_the_rows_nothing_is_passed_off_as_followed(people, tmp_path):
+    """A row of another vector leaves the ids as they were, and no sample need hit it."""
+    uri = people.server.uri(f"{people.schema}.people_new")
+    migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "state")
+    people.insert("p0123", random_rows(1, 5)[0])
+    with pytest.raises(ValueError, match=r"people.* may have changed since .*no record of its rows; .*--step discard"):
+        migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "another")
+
+
 def test_a_file_takes_no_changes_once_it_is_whole(people, tmp_path):
     settings = {"source_space": "old", "state": tmp_path / "state"}
     target = str(tmp_path / "new.npy")

@@ -29,17 +29,41 @@ def plain_hash(vector):
     return sum(word * factor for word, factor in zip(words, factors, strict=True)) % 2**64
 
 
+def numbered(rows, **columns):
+    return pl.DataFrame({"item_id": range(rows), **columns})
+
+
+def test_every_column_tells_rows_apart_and_an_empty_one_is_as_good_as_none():
+    vectors = np.ones((3, 2), np.float32)
+    plain = row_records(numbered(3), vectors)["vector"]
+    seen = set(plain.tolist())
+    assert len(seen) == 1
+    for columns in (
+        {"label": ["a", "b", "c"]},
+        {"split": ["a", "b", "c"]},
+        {"label": ["a", "b", "c"], "split": ["a", "b", "c"]},
+        {"many": [[1], [1, 2], [2]]},
+        {"number": [1.5, 2.5, None]},
+    ):
+        found = row_records(numbered(3, **columns), vectors)["vector"].tolist()
+        assert len(set(found)) == 3
+        seen.update(found)
+    assert len(seen) == 1 + 5 * 3 - 1  # a null is as good as no column
+    empty = numbered(3).with_columns(label=pl.lit(None, pl.String))
+    assert row_records(empty, vectors)["vector"].tolist() == plain.tolist()
+
+
 def test_hashes_are_those_of_a_slow_computation_and_see_every_bit():
     vectors = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-    found = row_records(pl.Series(range(7)), vectors)["vector"]
+    found = row_records(numbered(7), vectors)["vector"]
     assert found.tolist() == [plain_hash(vector) for vector in vectors]
     strided = np.concatenate([vectors, vectors], axis=1)[:, :5]
-    assert row_records(pl.Series(range(7)), strided)["vector"].tolist() == found.tolist()
+    assert row_records(numbered(7), strided)["vector"].tolist() == found.tolist()
     for word in range(5):
         for bit in range(32):
             changed = vectors[:1].copy()
             changed.view(np.uint32)[0, word] ^= np.uint32(1 << bit)
-            assert row_records(pl.Series([0]), changed)["vector"][0] != found[0]
+            assert row_records(numbered(1), changed)["vector"][0] != found[0]
 
 
 def test_two_flipped_signs_do_not_cancel():
@@ -49,7 +73,7 @@ def test_two_flipped_signs_do_not_cancel():
         for second in range(first):
             flipped = vector.copy()
             flipped[0, [first, second]] *= -1
-            hashes.add(row_records(pl.Series([0]), flipped)["vector"][0])
+            hashes.add(row_records(numbered(1), flipped)["vector"][0])
     assert len(hashes) == 28
 
 

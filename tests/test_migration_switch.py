@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 from migrating import OLD, turned
 from planted import plant, write_store
@@ -13,7 +14,9 @@ from compat import migrate
 from compat.migration.run import Pause, migrate_gallery
 from compat.migration.state import state_folder
 from compat.migration.switch import discard, finalise, status, switch, switch_back
-from stores.galleries import GALLERIES, open_source
+from stores.durable import StoreLocked
+from stores.galleries import open_source, zarr_store
+from stores.store import EmbeddingStore
 
 
 @pytest.fixture
@@ -81,9 +84,7 @@ def test_on_request_the_old_table_is_deleted_at_the_end(people, tmp_path):
     people.server.execute(f"DROP VIEW {people.schema}.served")
     with pytest.raises(ValueError, match=r"served does not lead to .*people_new.* any more"):
         finalise(source, target, discard_old=True, **s)
-    GALLERIES["postgresql"].serve(  # type: ignore[attr-defined]
-        people.server.uri(f"{people.schema}.served").removeprefix("postgresql:"), target.removeprefix("postgresql:")
-    )
+    assert switch(source, target, "served", **s).before is None  # as the message says
     assert "was deleted" in finalise(source, target, discard_old=True, **s)
     assert "people" not in names(people)
     assert "people_new" in names(people)
@@ -106,6 +107,124 @@ def test_before_the_switch_the_new_table_can_be_thrown_away_whole_or_not(people,
     assert "people_new" not in names(people)
     assert held(source).keys() == people.vectors.keys()
     assert not (tmp_path / "state").exists()
+
+
+def test_rows_that_came_after_the_last_look_keep_the_old_gallery(people, tmp_path):
+    source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+    s = {"state": tmp_path / "state"}
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    switch(source, target, "served", **s)
+    people.insert("late", np.ones(8, np.float32))
+    with pytest.raises(ValueError, match=r"\(1 rows inserted, 0 updated, 0 removed\).*--step run brings that over"):
+        finalise(source, target, discard_old=True, **s)
+    assert "people" in names(people)
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    assert "late" in held(people.server.uri(f"{people.schema}.served"))
+    assert "was deleted" in finalise(source, target, discard_old=True, **s)
+
+
+@pytest.fixture
+def stores(tmp_path):
+    """A migrated store, and a link that leads to another."""
+    write_store(tmp_path / "old", np.eye(8, dtype=np.float32))
+    write_store(tmp_path / "before", np.eye(8, dtype=np.float32))
+    (tmp_path / "served").symlink_to("before")
+    source, target = str(tmp_path / "old"), str(tmp_path / "new")
+    migrate_gallery(source, turned(), target)
+    return source, target
+
+
+def add_rows(path, *ids):
+    with EmbeddingStore.open(path) as store:
+        store.append(pl.DataFrame({"item_id": ids}), np.ones((len(ids), 8), np.float32))
+        store.commit()
+
+
+def test_what_changed_since_the_check_is_brought_over_before_the_switch(stores, tmp_path):
+    source, target = stores
+    add_rows(source, "late")
+    with pytest.raises(ValueError, match=r"old changed since it was last looked at; --step run brings that over"):
+        switch(source, target, "served")
+    assert (tmp_path / "served").resolve() == tmp_path / "before"
+    migrate_gallery(source, turned(), target)
+    switch(source, target, "served")
+    assert "late" in held(str(tmp_path / "served"))
+
+
+def test_changes_brought_over_after_the_switch_leave_the_way_back(stores, tmp_path):
+    source, target = stores
+    switch(source, target, "served")
+    add_rows(source, "late")
+    with pytest.raises(ValueError, match=r"old changed since it was last looked at; --step run brings that over"):
+        finalise(source, target, discard_old=True)
+    migrate_gallery(source, turned(), target)
+    assert "served leads to it" in status(source, target)
+    assert "late" in held(str(tmp_path / "served"))
+    with pytest.raises(ValueError, match="--step switch-back first"):
+        discard(source, target)
+    switch_back(source, target)
+    assert (tmp_path / "served").resolve() == tmp_path / "before"
+
+
+def test_a_name_that_somebody_moved_is_led_to_the_new_gallery_again(stores, tmp_path):
+    source, target = stores
+    switch(source, target, "served")
+    (tmp_path / "served").unlink()
+    (tmp_path / "served").symlink_to("old")
+    with pytest.raises(ValueError, match=r"does not lead to .*new any more; --step switch again"):
+        finalise(source, target)
+    assert str(switch(source, target, "served").before).endswith("/old")
+    assert (tmp_path / "served").resolve() == tmp_path / "new"
+    switch_back(source, target)
+    assert (tmp_path / "served").resolve() == tmp_path / "old"
+
+
+@pytest.mark.parametrize("name", ["served", "elsewhere/served"])
+def test_a_switch_that_died_between_its_two_acts_is_known(stores, tmp_path, monkeypatch, name):
+    source, target = stores
+    link = tmp_path / name
+    if link.parent != tmp_path:
+        link.parent.mkdir()
+        link.symlink_to(tmp_path / "before")
+    serve = zarr_store.serve
+
+    def serve_and_die(*args):
+        serve(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zarr_store, "serve", serve_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        switch(source, target, str(link))
+    monkeypatch.undo()
+    assert link.resolve() == tmp_path / "new"
+    with pytest.raises(ValueError, match="--step switch-back first"):
+        discard(source, target)
+    assert link.resolve() == tmp_path / "new"
+    switch_back(source, target)
+    assert link.resolve() == tmp_path / "before"
+    assert "was deleted" in discard(source, target)
+
+
+def test_no_step_is_taken_beside_a_migration_that_runs(stores):
+    source, target = stores
+    with state_folder(source, target).alone():
+        for step in (discard, finalise, switch_back, lambda old, new: switch(old, new, "served")):
+            with pytest.raises(StoreLocked, match=r"new.migration is being written by another process"):
+                step(source, target)
+    assert held(target)
+
+
+def test_a_file_is_told_of_where_it_is_and_the_migration_ends(tmp_path):
+    write_store(tmp_path / "old", np.eye(8, dtype=np.float32))
+    source, target = str(tmp_path / "old"), str(tmp_path / "new.npy")
+    migrate_gallery(source, turned(), target)
+    with pytest.raises(ValueError, match=r"no name can be led to.*--step finalise"):
+        switch(source, target, "served")
+    with pytest.raises(ValueError, match=r"nothing tells that it is served, so .*old is yours to delete"):
+        finalise(source, target, discard_old=True)
+    assert "is left" in finalise(source, target)
+    assert not (tmp_path / "new.npy.migration").exists()
+    assert held(target).keys() == held(source).keys()
 
 
 @pytest.mark.parametrize("target", ["new.npy", "new.faiss", "new.parquet", "zarr+array:group"])
@@ -167,7 +286,7 @@ def test_the_steps_of_the_command(people, tmp_path, capsys):
     assert "checked: 40 ids" in capsys.readouterr().out
     for step, told in [
         (["status"], "copied and checked; --step switch"),
-        (["switch", "--serve-as", "served"], "before: nowhere"),
+        (["switch", "--serve-as", "served"], "before: nowhere\nrows written to "),
         (["status"], "served leads to it"),
         (["finalise", "--discard-old", "yes"], "was deleted"),
         (["status"], "was begun; begin: --step run"),

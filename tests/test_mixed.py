@@ -60,6 +60,25 @@ def test_both_parts_compete_and_an_item_of_both_is_the_native_one(tmp_path, part
         assert len(mixed.search(WORLD.new[:2], 200, space=NEW).item_ids[0]) == 80
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_within_each_part_is_kept_and_no_item_comes_twice(tmp_path, seed):
+    chance = np.random.default_rng(seed)
+    done = np.sort(chance.choice(80, chance.integers(1, 80), replace=False))
+    old = open_store(tmp_path / "old", WORLD.old, ids=range(80))
+    new = open_store(tmp_path / "new", WORLD.new[done], name="new", ids=[str(row) for row in done])
+    line = Calibration(chance.uniform(0.1, 3), chance.normal())
+    mixed = MixedGallery(old, new, BACK, line).search(WORLD.new, 30)
+    alone = BridgedGallery(old, BACK).search(WORLD.new, 80), BridgedGallery(new).search(WORLD.new, 80)
+    native = {str(row) for row in done}
+    for ids, scores, bridged, own in zip(*mixed, alone[0].item_ids, alone[1].item_ids, strict=True):
+        names = [str(each) for each in ids]
+        assert len(set(names)) == 30
+        assert (np.diff(scores) <= 0).all()
+        of_old, of_new = [each for each in names if each not in native], [each for each in names if each in native]
+        assert of_new == own[: len(of_new)]
+        assert of_old == [str(each) for each in bridged if str(each) not in native][: len(of_old)]
+
+
 def test_an_engine_that_still_has_moved_items_is_asked_for_more(tmp_path, parts):
     (tmp_path / "lance").mkdir()
     uri = f"lance:{tmp_path / 'lance' / 'old'}"

@@ -5,9 +5,11 @@ import os
 import pickle
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import polars as pl
@@ -245,6 +247,42 @@ def test_a_killed_writer_leaves_whole_commits_and_another_process_is_kept_out(ur
     assert count % 5 == 0
     assert count > 0
     assert_same(read(written(uri, count + 9)), rows(0, count + 9))
+
+
+def test_a_process_killed_amid_a_write_to_the_file_leaves_no_damage(uri, tmp_path):
+    written(uri, 5)
+    program = (
+        "import os, signal, sqlite3, sys\n"
+        "database = sqlite3.connect(sys.argv[1])\n"
+        "database.execute('PRAGMA cache_size = 1')\n"
+        "database.execute('BEGIN IMMEDIATE')\n"
+        "for number in range(200):\n"
+        "    database.execute('INSERT INTO points VALUES (?, ?)', (str(number), bytes(4000)))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    file = tmp_path / "db" / "collection" / "old" / "storage.sqlite"
+    killed = subprocess.run([sys.executable, "-c", program, str(file)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert file.with_name("storage.sqlite-journal").stat().st_size > 0
+    assert_same(read(open_source(uri)), rows(0, 5))
+
+
+@pytest.mark.parametrize("name", ["my table", "we'ird", "Groß", "per%cent", "%41", "a;b"])
+def test_any_name_that_qdrant_takes_leads_back_to_the_gallery(tmp_path, name):
+    place = f"{tmp_path}/db/{quote(name)}"
+    assert len(written(f"qdrant:{place}", 3)) == 3
+    engine.serve(f"{tmp_path}/db/live", place)
+    found = engine.served(f"{tmp_path}/db/live")
+    assert len(open_source(f"qdrant:{found}")) == 3
+    engine.serve(f"{tmp_path}/db/live", str(found))
+
+
+@pytest.mark.parametrize("name", ["..%2Fup", "a%3Fb", 'a"b', "a%00b", "a:b"])
+def test_a_name_that_qdrant_takes_not_is_refused_before_anything_is_made(tmp_path, name):
+    for work in (lambda uri: open_target(uri, SPACE, ORIGIN), open_source):
+        with pytest.raises(ValueError, match="Qdrant takes in no name; rename it"):
+            work(f"qdrant:{tmp_path}/db/{name}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_key_of_a_server_is_never_shown(monkeypatch):

@@ -22,6 +22,7 @@ import polars as pl
 from compat.metrics.sides import Calibration
 from compat.migration.bridged import BridgedGallery
 from compat.migration.calibration import LEAST_ITEMS
+from compat.migration.copying import OnRows
 from compat.migration.engines import among, read_rows
 from compat.migration.mixed import MixedGallery, learn_calibration
 from compat.transformers.artefact import Transformer, WrongSpace
@@ -128,6 +129,7 @@ def backfill(
     space: EmbeddingSpace | None = None,
     batch_rows: int = BATCH_ROWS,
     drop_old: bool = False,
+    on_items: OnRows | None = None,
 ) -> BackfillResult:
     """Move newly embedded items from the bridged part of a gallery to the native one, a batch at a time.
 
@@ -143,6 +145,7 @@ def backfill(
         batch_rows: Items that move in one step.
         drop_old: Whether items that moved are removed from the old gallery; its engine must be able to. Where the
             bridge corrects hubs, none are before scores are calibrated by 20 items that both parts hold.
+        on_items: Called after each batch with (items of the new stores done, items in all).
 
     Raises:
         WrongSpace: If the transformer does not fit the gallery, or a new store is in another space than the queries.
@@ -167,7 +170,7 @@ def backfill(
         items = old.item_table()
         ours = items.with_columns(pl.col("item_id").cast(pl.String).alias("text"))
         known = native.items["item_id"].cast(pl.String)
-        moved = before = strangers = 0
+        moved = before = strangers = looked_at = 0
         for store in stores:
             for start in range(0, len(store), batch_rows):
                 batch = store.batch(start, min(start + batch_rows, len(store)))
@@ -181,6 +184,9 @@ def backfill(
                     native.commit()
                     known = pl.concat([known, joined["text"]])
                     moved += len(joined)
+                looked_at += len(offered)
+                if on_items:
+                    on_items(looked_at, sum(map(len, stores)))
         if found.calibration is None and bridge.corrected and len(native) >= LEAST_ITEMS:
             learned = learn_calibration(gallery, EmbeddingStore.open(out / NEW), transformer, old_space=space)
             found = replace(found, calibration=learned)

@@ -96,7 +96,7 @@ class BridgedGallery:
         """Raw queries, floats [q, d], as the gallery's vectors are compared with them."""
         return self._form(queries)
 
-    def search(self, queries: np.ndarray, k: int = 10, *, space: EmbeddingSpace) -> SearchResult:
+    def search(self, queries: np.ndarray, k: int = 10, *, space: EmbeddingSpace | None = None) -> SearchResult:
         """The k nearest items of each query, by exact search unless an engine searches by an approximate index.
 
         The first search of a store or file reads it into an index in memory (4 bytes a number), which later ones use
@@ -105,13 +105,14 @@ class BridgedGallery:
         Args:
             queries: The new model's raw vectors, floats [q, d].
             k: Neighbours wanted.
-            space: Space of the queries: vectors of another model would be found neighbours too, and wrong ones.
+            space: Space of the queries, where it is known, as a store knows it: vectors of another model would be found
+                neighbours too, and wrong ones. None takes them for vectors of `query_space`.
 
         Raises:
             WrongSpace: If the queries are in another space than `query_space`.
             ValueError: If their dimension is wrong or the gallery is empty.
         """
-        if space != self.query_space:
+        if space is not None and space != self.query_space:
             raise WrongSpace(f"the queries are in {space}, expected {self.query_space}; map them first")
         return SearchResult(*search_without(self._engine, self._form(queries), k, self._leave_out))
 

@@ -43,7 +43,7 @@ class SourceChanges:
 
     Attributes:
         inserted: Rows that came.
-        updated: Rows whose vector changed.
+        updated: Rows whose vector, label or other column changed.
         removed: Rows that went.
         passes: How often the source was read again.
         settled: Whether the last look found so few changes that there is nothing left to follow.
@@ -122,7 +122,7 @@ def catch_up(
             if not folder.copied.is_file():
                 raise ValueError(
                     f"{folder.source} may have changed since it was copied, and {folder.folder} has no record of its "
-                    "rows; remove the target and migrate again"
+                    "rows; name the folder that has it, --state DIR, or begin again with --step discard"
                 )
             sort_records(folder.copied, folder.sorted)
             folder.copied.unlink()
@@ -168,6 +168,33 @@ def _one_pass(
             path.unlink(missing_ok=True)
 
 
+def not_brought_over(source: GallerySource, folder: StateFolder, batch_rows: int) -> SourceChanges:
+    """What a source holds otherwise than when it was last read; nothing is done about it.
+
+    Raises:
+        ValueError: If there is no record of how it was.
+    """
+    names = ("now.records", "now-sorted.records", "before-sorted.records")
+    now, now_sorted, before = paths = [folder.folder / name for name in names]
+    try:
+        if not folder.sorted.is_file() and not folder.copied.is_file():
+            raise ValueError(
+                f"{folder.folder} has no record of the rows of {folder.source}, which may have changed since they were "
+                "copied; nothing was deleted"
+            )
+        if not folder.sorted.is_file():
+            sort_records(folder.copied, before)
+        record_rows(source, now, batch_rows, Pause())
+        sort_records(now, now_sorted)
+        total = SourceChanges()
+        for each in differences(folder.sorted if folder.sorted.is_file() else before, now_sorted):
+            total += SourceChanges(len(each.fresh), len(each.altered), len(each.gone))
+        return total
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
 def source_changed(folder: StateFolder, found: SourceChanges) -> str:
     """What changed in a source, in words."""
     return (
@@ -191,7 +218,7 @@ def record_rows(source: GallerySource, path: Path, batch_rows: int, pause: Pause
 
 def _records(source: GallerySource, batch_rows: int) -> Iterator[np.ndarray]:
     for batch in source.scan(batch_rows):
-        yield row_records(batch.items["item_id"], batch.vectors)
+        yield row_records(batch.items, batch.vectors)
 
 
 def _compare(before: Path, now: Path, wanted: Path, gone: Path, merged: Path) -> SourceChanges:

@@ -15,7 +15,7 @@ import polars as pl
 
 from compat.migration.records import IdSet, RecordFile, id_hashes, row_records
 from compat.transformers.artefact import Transformer
-from stores.galleries.gallery import GallerySource, GalleryTarget
+from stores.galleries.gallery import GallerySource, GalleryTarget, notes_of
 from stores.store import Batch
 
 BATCH_ROWS = 4096
@@ -62,6 +62,30 @@ class _Read(NamedTuple):
     first: int
     read: int
     records: np.ndarray | None
+
+
+class WatchedSource:
+    """A gallery that tells how far it is read.
+
+    Args:
+        gallery: It.
+        on_rows: Called by the thread that reads with (rows read, rows in all), in each scan from its start.
+    """
+
+    def __init__(self, gallery: GallerySource, on_rows: OnRows) -> None:
+        self._gallery, self._on_rows = gallery, on_rows
+        self.space, self.dim, self.provenance = gallery.space, gallery.dim, gallery.provenance
+        self.notes = notes_of(gallery)
+
+    def __len__(self) -> int:
+        return len(self._gallery)
+
+    def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
+        """Rows start.. in order; see `GallerySource`."""
+        for batch in self._gallery.scan(size, start=start):
+            start += len(batch.vectors)
+            self._on_rows(start, len(self))
+            yield batch
 
 
 def serving(transformer: Transformer, offsets: np.ndarray | None) -> Serve:
@@ -157,7 +181,7 @@ def _read(source: GallerySource, start: int, batch_rows: int, record: bool, know
             new = ~known.holds(id_hashes(batch.items["item_id"]))
             if not new.all():
                 batch = Batch(batch.items.filter(pl.Series(new)), batch.vectors[new])
-        records = row_records(batch.items["item_id"], batch.vectors) if record else None
+        records = row_records(batch.items, batch.vectors) if record else None
         yield _Read(batch, first, stop, records)
         first = stop
 

@@ -71,7 +71,7 @@ class MixedGallery:
         """The space that queries must be in: the new model's."""
         return self.new.query_space
 
-    def search(self, queries: np.ndarray, k: int = 10, *, space: EmbeddingSpace) -> SearchResult:
+    def search(self, queries: np.ndarray, k: int = 10, *, space: EmbeddingSpace | None = None) -> SearchResult:
         """The k nearest items of each query in both parts; a score is a native cosine, or comparable with one.
 
         Of equal scores the native item comes first.
@@ -79,7 +79,7 @@ class MixedGallery:
         Args:
             queries: The new model's raw vectors, floats [q, d].
             k: Neighbours wanted.
-            space: Space of the queries.
+            space: Space of the queries, where it is known; None takes them for vectors of `query_space`.
 
         Raises:
             WrongSpace: If the queries are in another space than `query_space`.

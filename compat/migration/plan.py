@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from compat.migration.copying import BATCH_ROWS, BATCHES_PER_COMMIT, ahead, copy_rows, serving
-from compat.migration.run import open_mappable, require_apart
+from compat.migration.copying import BATCH_ROWS, ahead
+from compat.migration.mappable import open_mappable, require_apart, served_form
+from compat.migration.progress import duration
 from compat.migration.state import FILE_SCHEMES, live_engine, state_folder
-from compat.migration.steps import served_form
+from compat.migration.trial import existing_folder, try_migration
 from compat.transformers.artefact import Transformer
-from stores.galleries import locate, open_target, redact
+from stores.galleries import locate, open_source, redact
 from stores.galleries.gallery import GallerySource, notes_of
 from stores.space import NORM_TOLERANCE, EmbeddingSpace
 from stores.store import Batch
@@ -117,6 +116,7 @@ def plan_migration(
 
     Raises:
         WrongSpace: If the transformer does not map this gallery.
+        OSError: If a server cannot be reached, or refuses whom the URI names.
         ValueError: If the source is empty or damaged, or the target can be no gallery.
     """
     require_apart(source, target)
@@ -128,12 +128,16 @@ def plan_migration(
     size = rows * (space.dim * (2 if "type=halfvec" in location or "dtype=float16" in location else 4) + 32)
     free = _free_bytes(location) if scheme in FILE_SCHEMES else None
     checks = _checks(gallery, served, target, batch_rows)
+    if folder.read() is None:
+        checks += (_place(source, transformer, target),)
     if free is not None and folder.read() is None:
         needed = size if live_engine(scheme) or scheme == "zarr" else 2 * size  # a file is built from a hidden store
         enough = f"{_size(needed)} needed, {_size(free)} free"
         remedy = "" if needed <= free else "; make room, or name a target elsewhere"
         checks += (PlanCheck("disk", needed <= free, enough + remedy),)
-    speed, measured = _try(gallery, served, target, batch_rows, sample_seconds) if sample_seconds > 0 else (0.0, "")
+    speed, measured = (
+        try_migration(gallery, served, target, batch_rows, sample_seconds) if sample_seconds > 0 else (0.0, "")
+    )
     return MigrationPlan(
         source=redact(source),
         target=redact(target),
@@ -174,6 +178,25 @@ def _checks(gallery: GallerySource, served: Transformer, target: str, batch_rows
     return tuple(checks)
 
 
+def _place(source: str, transformer: Transformer, target: str) -> PlanCheck:
+    """Whether the target is free, or holds what this very migration wrote before its state went."""
+    try:
+        provenance = open_source(target).provenance
+    except FileNotFoundError:
+        return PlanCheck("target", True, "nothing is there yet")
+    except ValueError as error:  # unfinished, or a table of somebody's own
+        return PlanCheck(
+            "target", True, f"something is there, which is left alone unless a run of this began it: {error}"
+        )
+    made_by = provenance.get("transformer")
+    same = isinstance(made_by, dict) and made_by.get("digest") == transformer.digest()
+    if same and provenance.get("migrated_from") == redact(source):
+        return PlanCheck("target", True, "this migration's result is there already")
+    return PlanCheck(
+        "target", False, f"{redact(target)} holds another gallery, which is left alone; name another target"
+    )
+
+
 def _norms(space: EmbeddingSpace, odd: int, seen: int) -> PlanCheck:
     if not space.normalized:
         return PlanCheck("norms", True, f"{space} says nothing of lengths; {seen - odd} of {seen} are of unit length")
@@ -204,80 +227,8 @@ def _sample(gallery: GallerySource, size: int) -> Iterator[Batch]:
             return
 
 
-class _Sample:
-    """The beginning of a gallery, until a time is over."""
-
-    def __init__(self, gallery: GallerySource, seconds: float) -> None:
-        self._gallery, self._seconds = gallery, seconds
-        self.space, self.dim, self.provenance = gallery.space, gallery.dim, gallery.provenance
-        self.rows = 0
-
-    def __len__(self) -> int:
-        return len(self._gallery)
-
-    def scan(self, size: int, *, start: int = 0) -> Iterator[Batch]:
-        began = time.monotonic()
-        with closing(ahead(self._gallery.scan(size, start=start), 1)) as batches:
-            for number, batch in enumerate(batches, start=1):
-                yield batch
-                self.rows += len(batch.vectors)
-                if number % BATCHES_PER_COMMIT == 0 and time.monotonic() - began > self._seconds:
-                    return
-                if time.monotonic() - began > 2 * self._seconds:
-                    return
-
-
-class _Nowhere:
-    """A target that keeps nothing."""
-
-    rows_committed, finished = 0, False
-
-    def write(self, batch: Batch) -> None:
-        pass
-
-    def commit(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _try(
-    gallery: GallerySource, served: Transformer, target: str, batch_rows: int, seconds: float
-) -> tuple[float, str]:
-    """Rows per second of a sample, and what it went through."""
-    scheme, location = locate(target)
-    sample = _Sample(gallery, seconds)
-    if scheme not in FILE_SCHEMES:
-        began = time.monotonic()
-        copy_rows(sample, serving(served, None), _Nowhere(), batch_rows=batch_rows)
-        return sample.rows / (
-            time.monotonic() - began
-        ), "a sample read and mapped, not written; writing may take longer"
-    with TemporaryDirectory(prefix=".plan-", dir=_existing(Path(location).parent)) as folder:
-        place = str(Path(folder) / "scratch") + "".join(Path(location).suffixes[-1:])
-        scratch = open_target(f"{scheme}:{place}", served.served_space, {})
-        try:
-            began = time.monotonic()
-            copy_rows(sample, serving(served, None), scratch, batch_rows=batch_rows)
-            scratch.finish()
-            took = time.monotonic() - began
-        finally:
-            scratch.close()
-    return sample.rows / took, f"{sample.rows} rows read, mapped and written to a scratch gallery"
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def _free_bytes(location: str) -> int:
-    return shutil.disk_usage(_existing(Path(location).absolute().parent)).free
+    return shutil.disk_usage(existing_folder(Path(location).absolute().parent)).free
 
 
 def _creates(target: str, folder: str, space: EmbeddingSpace, scheme: str) -> tuple[str, ...]:
@@ -294,12 +245,3 @@ def _size(count: int) -> str:
             break
         number, unit = number / 1024, larger
     return f"{number:.4g} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, roundly."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

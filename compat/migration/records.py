@@ -1,14 +1,15 @@
-"""What tells one gallery row from another in sixteen bytes: a hash of its id and one of its vector.
+"""What tells one gallery row from another in sixteen bytes: a hash of its id and one of all else that it holds.
 
 Records of a whole gallery lie in a file, in the order of the rows or sorted by id, so that two galleries of any size
 are compared in bounded memory. Two ids of ten million share a hash once in 370,000 galleries; a changed vector keeps
 its hash with a chance below 2^-32 (multilinear hashing: Lemire and Kaser, Strongly universal string hashing is fast,
-2014). Neither hash tells anything of a vector or an id.
+2014), or a changed label or other column with one of 2^-64. Neither hash tells anything of a vector or an id.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +28,8 @@ _SEED = 2014
 
 
 def hash_scheme() -> str:
-    """Names the hashes: records are comparable where it is the same. Those of ids depend on the release of polars."""
-    return f"polars {pl.__version__}"
+    """Names the hashes: records are comparable where it is the same. Those of columns hang on the release of polars."""
+    return f"columns, polars {pl.__version__}"
 
 
 def id_hashes(item_ids: pl.Series) -> np.ndarray:
@@ -36,12 +37,16 @@ def id_hashes(item_ids: pl.Series) -> np.ndarray:
     return item_ids.hash(_SEED).to_numpy()
 
 
-def row_records(item_ids: pl.Series, vectors: np.ndarray) -> np.ndarray:
-    """Records [n] of rows: their ids [n] and the bits of their vectors, float32 [n, d]."""
+def row_records(items: pl.DataFrame, vectors: np.ndarray) -> np.ndarray:
+    """Records [n] of rows: their ids, and the bits of their vectors, float32 [n, d], with what other columns hold."""
     records = np.empty(len(vectors), RECORD)
-    records["id"] = id_hashes(item_ids)
+    records["id"] = id_hashes(items["item_id"])
     words = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
     found = np.einsum("ij,j->i", words, _multipliers(words.shape[1]), dtype=np.uint64, casting="unsafe")
+    for column in items:
+        if column.name != "item_id" and column.null_count() < len(column):  # a column of nulls may also be absent
+            seed = zlib.crc32(column.name.encode())
+            found += np.where(column.is_null(), np.uint64(0), column.hash(seed).to_numpy())
     records["vector"] = np.where(found == UNKNOWN, 1, found)
     return records
 
@@ -70,8 +75,8 @@ class RecordFile:
         if found < rows:
             self._file.close()
             raise ValueError(
-                f"{path} tells of {found} rows, but {rows} were copied: it was cut or exchanged; begin again with "
-                "--step discard"
+                f"{path} tells of {found} rows, but {rows} were copied: it was cut or exchanged, or another folder has "
+                "the record: --state DIR; else begin again with --step discard"
             )
         self._file.truncate(rows * RECORD.itemsize)
         self._file.seek(0, os.SEEK_END)

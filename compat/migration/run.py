@@ -5,8 +5,7 @@ Rows that come, change or go in the source meanwhile are followed; a file is a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import numpy as np
 
 from compat.migration.changes import MOST_PASSES, SourceChanges
 from compat.migration.copying import BATCH_ROWS, BATCHES_PER_COMMIT, OnRows, Pause
-from compat.migration.state import StateFolder, state_folder
-from compat.migration.steps import Migration, open_mappable, require_apart, require_mappable, served_form
+from compat.migration.mappable import open_mappable, require_apart, served_form
+from compat.migration.state import state_folder
+from compat.migration.steps import Migration
 from compat.migration.verify import MigrationCheck, Search, SearchCheck, engine_search, verify_search
 from compat.transformers.artefact import Transformer, WrongSpace
 from compat.transformers.serving import SEARCH
-from stores.durable import WriterLock
 from stores.galleries import open_source, redact
 from stores.galleries.gallery import GallerySource
 from stores.store import EmbeddingStore
@@ -35,9 +34,6 @@ __all__ = [
     "Pause",
     "VerifiedGallery",
     "migrate_gallery",
-    "open_mappable",
-    "require_apart",
-    "require_mappable",
     "verify_migrated",
 ]
 
@@ -79,6 +75,7 @@ def migrate_gallery(
     correction: bool = True,
     batch_rows: int = BATCH_ROWS,
     on_rows: OnRows | None = None,
+    on_look: OnRows | None = None,
     source_space: str | None = None,
     state: str | Path | None = None,
     most_passes: int = MOST_PASSES,
@@ -105,6 +102,8 @@ def migrate_gallery(
         correction: Whether to write the transformer's correction, if it carries one.
         batch_rows: Rows in memory at a time.
         on_rows: Called with (rows done, rows in all).
+        on_look: The same, each time the source is read again: for what changed in it, and to check the copy. Another
+            thread calls it.
         source_space: Name of the model that made the vectors, for a source that cannot tell: that of the space the
             transformer expects.
         state: Folder of the migration's state; None for the one `compat.migration.state` tells.
@@ -125,8 +124,10 @@ def migrate_gallery(
     served = served_form(transformer, correction=correction)
     gallery = open_mappable(source, served, source_space)
     folder = state_folder(source, target, state)
-    with _alone(folder):
-        work = Migration(source, target, transformer, served, source_space, folder, batch_rows, pause or Pause())
+    with folder.alone():
+        work = Migration(
+            source, target, transformer, served, source_space, folder, batch_rows, pause or Pause(), on_look
+        )
         before = work.copy(gallery, on_rows, workers, scheduler)
         changes = work.follow(most_passes, settled_below)
         try:
@@ -160,6 +161,7 @@ def verify_migrated(
     state: str | Path | None = None,
     queries: str | Path | None = None,
     search: Search | None = None,
+    on_look: OnRows | None = None,
 ) -> VerifiedGallery:
     """Check a migrated gallery again: every id once, vectors recomputed, its index against exact search.
 
@@ -172,17 +174,20 @@ def verify_migrated(
         state: Folder of the migration's state; None for the usual one.
         queries: Store of queries of the new model; None for vectors of the target itself.
         search: Searches the target through its index; None for the engine's own search, where it has one.
+        on_look: Called by another thread with (rows read, rows in all), each time the source is read.
 
     Raises:
         WrongSpace: If the transformer is of other spaces than the gallery or the queries.
+        StoreLocked: If another process migrates there.
         ValueError: If the copy does not check out, or is not whole.
     """
     served = served_form(transformer, correction=correction)
     open_mappable(source, served, source_space)
     folder = state_folder(source, target, state)
-    work = Migration(source, target, transformer, served, source_space, folder, BATCH_ROWS, Pause())
-    work.look(open_source(target))
-    check = work.check()
+    work = Migration(source, target, transformer, served, source_space, folder, BATCH_ROWS, Pause(), on_look)
+    with folder.alone() if folder.begun else nullcontext():
+        work.look(open_source(target))
+        check = work.check()
     search = search or engine_search(target, served.served_space.similarity)
     if search is None:
         return VerifiedGallery(check)
@@ -205,17 +210,3 @@ def _queries(gallery: GallerySource, served: Transformer, path: str | Path | Non
     if served.correction:
         vectors[:, -1] = 1.0  # where a gallery vector holds its offset
     return vectors
-
-
-@contextmanager
-def _alone(folder: StateFolder) -> Iterator[None]:
-    """The one migration to a target, for the block; leaves no empty folder where nothing was begun."""
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    lock = WriterLock(folder.folder)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        if not folder.begun:
-            folder.remove()
-        lock.release()

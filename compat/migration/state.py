@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from stores.durable import sync_folder, write_atomically
-from stores.galleries import ENDINGS, GALLERIES, locate, redact
+from stores.durable import WriterLock, sync_folder, write_atomically
+from stores.galleries import CHANGING, ENDINGS, GALLERIES, locate, redact
 from stores.galleries.gallery import LiveEngine
 from stores.sealed import seal, unseal
 
@@ -143,6 +145,23 @@ class StateFolder:
             path.unlink(missing_ok=True)
         return self.write(state)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one who works on this migration, for the block; no empty folder stays where none was begun.
+
+        Raises:
+            StoreLocked: If another process does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(self.folder)
+        lock.acquire()
+        try:
+            yield
+        finally:
+            if not self.begun:
+                self.remove()
+            lock.release()
+
     def remove(self) -> None:
         """Delete the folder's files of a migration, and the folder where nothing else is in it."""
         (self.folder / STATE).unlink(missing_ok=True)
@@ -182,4 +201,4 @@ def live_engine(scheme: str) -> LiveEngine | None:
 
 def tells_contents(scheme: str) -> bool:
     """Whether the digest of a gallery changes with its rows; a database's table is others' to write to meanwhile."""
-    return scheme == "zarr" or live_engine(scheme) is None
+    return scheme not in CHANGING

@@ -1,4 +1,4 @@
-"""The steps of one migration: copy, follow what changes, check; and what must hold before the first."""
+"""The steps of one migration: copy, follow what changes, check."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from compat.migration.changes import LiveGallery, SourceChanges, catch_up
-from compat.migration.copying import OnRows, Pause, copy_rows, serving
+from compat.migration.copying import OnRows, Pause, WatchedSource, copy_rows, serving
 from compat.migration.distribute import copy_in_parts, require_parts
+from compat.migration.mappable import open_mappable
 from compat.migration.records import IdSet, RecordFile, hash_scheme, sort_records
 from compat.migration.state import MigrationState, StateFolder, live_engine, tells_contents
 from compat.migration.verify import MigrationCheck, verify_migration
-from compat.transformers import PAIRED
-from compat.transformers.artefact import Transformer, WrongSpace
+from compat.transformers.artefact import Transformer
 from compat.transformers.serving import SEARCH, search_record
 from stores.galleries import digest, locate, open_source, open_target, redact, zarr_store
 from stores.galleries.card import partial_path
@@ -35,10 +35,11 @@ class Migration:
         folder: StateFolder,
         batch_rows: int,
         pause: Pause,
+        on_look: OnRows | None = None,
     ) -> None:
         self.source, self.target, self.folder = source, target, folder
         self.transformer, self.served, self.source_space = transformer, served, source_space
-        self.batch_rows, self.pause = batch_rows, pause
+        self.batch_rows, self.pause, self.on_look = batch_rows, pause, on_look
         self.source_scheme = locate(source)[0]
         self.live = live_engine(self.source_scheme) is not None
         self.provenance: dict[str, Any] = {}
@@ -56,6 +57,8 @@ class Migration:
         many = (workers > 1 or scheduler is not None) and not (found is not None and found.reached("copied"))
         if many:
             require_parts(self.source, self.target)
+            if now != self.provenance["source_digest"]:  # of an earlier run; its parts are of another version
+                self._require_same_source()
         if found is None:  # first, so that a target that is begun is known to be ours, whatever the source becomes
             self.state = self._begun(finished=False)
         before = None
@@ -161,6 +164,8 @@ class Migration:
         """Finish the target, and bring over what changed in the source."""
         if not self.live:
             return None
+        if self.state.step == "verified":  # until all that changed is there, and checked
+            self.state = self.folder.write(self.state.at("copied"))
         scheme, location = locate(self.target)
         engine = live_engine(scheme)
         partial = partial_path(Path(location))
@@ -195,10 +200,8 @@ class Migration:
 
         if self.folder.copied.is_file() or self.folder.sorted.is_file():
             self._require_hashes()
-        elif not tells_contents(self.source_scheme):
-            return SourceChanges(settled=False)  # no record tells; what came and went is seen by the check
         changes = catch_up(
-            lambda: open_mappable(self.source, self.served, self.source_space),
+            self._looked_at,
             serving(self.served, None),
             live,
             self.folder,
@@ -209,12 +212,12 @@ class Migration:
             pause=self.pause,
         )
         if seen and changes.settled and seen[-1] != self.state.seen:
-            self.state = self.folder.write(replace(self.state.at("copied"), seen=seen[-1], name=None, before=None))
+            self.state = self.folder.write(replace(self.state, seen=seen[-1]))
         return changes
 
     def check(self) -> MigrationCheck:
         """Compare the target with the source as they are now."""
-        gallery = open_mappable(self.source, self.served, self.source_space)
+        gallery = self._looked_at()
         unchanged = tells_contents(self.source_scheme) and self.state.seen == self.provenance.get("source_digest")
         check = verify_migration(
             gallery,
@@ -226,6 +229,16 @@ class Migration:
         if self.folder.begun and not self.state.reached("verified"):
             self.state = self.folder.write(self.state.at("verified"))
         return check
+
+    def _looked_at(self) -> GallerySource:
+        gallery = open_mappable(self.source, self.served, self.source_space)
+
+        def look(done: int, rows: int) -> None:
+            self.pause.check()
+            if self.on_look:
+                self.on_look(done, rows)
+
+        return WatchedSource(gallery, look)
 
     def _offsets(self, source_digest: str, rows: int) -> np.ndarray | None:
         return self.served.known_offsets(source_digest, rows)
@@ -246,65 +259,3 @@ def _same_work(found: dict[str, Any], expected: dict[str, Any]) -> bool:
     """Whether two provenances differ in nothing but how the source was at the time."""
     moving = {"source_rows", "source_digest"}
     return {k: v for k, v in found.items() if k not in moving} == {k: v for k, v in expected.items() if k not in moving}
-
-
-def require_apart(source: str, target: str) -> None:
-    """Make sure that a gallery is not to be written over itself.
-
-    Raises:
-        ValueError: If source and target are the same place.
-    """
-    if locate(source) == locate(target):
-        raise ValueError(
-            f"source and target are both {redact(source)}; the old gallery is never overwritten, name another"
-        )
-
-
-def open_mappable(uri: str, transformer: Transformer, source_space: str | None = None) -> GallerySource:
-    """Open a gallery that a transformer changes; see `require_mappable`.
-
-    Args:
-        uri: Where it is.
-        transformer: Maps it, or corrects it.
-        source_space: Name of the space of a gallery that cannot tell.
-
-    Raises:
-        WrongSpace: If the name is not that of the space that the transformer expects.
-    """
-    space = None
-    if source_space is not None:
-        space = transformer.gallery_space
-        if space.name != source_space:
-            raise WrongSpace(
-                f"the transformer's gallery is in {space}, the name given is {source_space!r}; "
-                "use a transformer of that space"
-            )
-    gallery = open_source(uri, space=space)
-    require_mappable(gallery, transformer, redact(uri))
-    return gallery
-
-
-def served_form(transformer: Transformer, *, correction: bool) -> Transformer:
-    """The map as a whole gallery goes through it: a half of a unified one maps its own model's items, any other all."""
-    served = transformer if correction else transformer.without_correction()
-    return served.mapping_galleries() if served.family in PAIRED else served
-
-
-def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str) -> None:
-    """Make sure that a transformer changes this gallery: maps it, or corrects it.
-
-    Raises:
-        WrongSpace: If it maps queries and corrects nothing, or is of another space.
-        ValueError: If the gallery is empty, or cannot tell its space.
-    """
-    if not len(gallery):
-        raise ValueError(f"the gallery {uri} is empty; there is nothing to migrate")
-    if gallery.space is None:
-        raise ValueError(
-            f"{uri} does not tell which model made its vectors; make a store of it with python -m stores.convert and "
-            "--space-name, and migrate that, or name the model here: --source-space"
-        )
-    if transformer.direction == "new-to-old" and transformer.correction:
-        transformer.require("new-to-old", transformer.source, gallery.space)
-    else:
-        transformer.require("old-to-new", gallery.space)

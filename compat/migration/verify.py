@@ -123,9 +123,10 @@ class _Comparison:
     def add(self, vectors: np.ndarray, ids: pl.Series, found: np.ndarray, known: np.ndarray | None) -> None:
         wanted = self.transformer.serve_gallery(vectors, ids, offsets=known)
         if self.by_cosine:
-            self.lowest = min(self.lowest, float(np.sum(unit_rows(wanted) * unit_rows(found), axis=1).min()))
+            cosines = np.sum(unit_rows(wanted) * unit_rows(found), axis=1)
+            self.lowest = float(np.minimum(self.lowest, cosines.min()))  # of Python's own, NaN would pass
         else:
-            self.furthest = max(self.furthest, float(np.abs(wanted - found).max()))
+            self.furthest = float(np.maximum(self.furthest, np.abs(wanted - found).max()))
         self.sampled += len(vectors)
 
     def result(self, rows: int, *, in_order: bool) -> MigrationCheck:

@@ -34,6 +34,7 @@ from stores.galleries.postgres_location import public_uri
 from stores.space import EmbeddingSpace
 
 __all__ = [
+    "CHANGING",
     "ENDINGS",
     "GALLERIES",
     "GallerySource",
@@ -61,6 +62,9 @@ GALLERIES: dict[str, GalleryEngine] = {
     "qdrant": qdrant,
 }
 """The engines by the scheme of their URIs."""
+
+CHANGING = ("postgresql", "lance", "qdrant")
+"""Schemes of the engines that others write to meanwhile, whose `digest` is therefore but a name."""
 
 ENDINGS = {
     ".npy": "npy",
@@ -100,6 +104,8 @@ def locate(uri: str) -> tuple[str, str]:
 
 def redact(uri: str) -> str:
     """A gallery's URI without the password in it, for messages, provenance and logs; other URIs unchanged."""
+    if re.match(r"postgres(ql)?:(?!//)", uri):  # nobody knows where in it a password may be
+        return uri.partition(":")[0] + ":..."
     return public_uri(uri) if re.match(r"[A-Za-z][A-Za-z0-9+]*:([A-Za-z]+:)?//", uri) else uri
 
 

@@ -7,7 +7,8 @@ from collections.abc import Collection
 import numpy as np
 import polars as pl
 
-from stores.new_items import KnownIds, checked_items, finite_vectors
+from stores.known_ids import KnownIds
+from stores.new_items import checked_items, finite_vectors
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 

@@ -142,6 +142,23 @@ class ErasingEngine(LiveEngine, Protocol):
 
 
 @runtime_checkable
+class CompactingEngine(LiveEngine, Protocol):
+    """A live engine whose removed rows leave bytes behind until all of a gallery is written anew, which takes long."""
+
+    def compact(self, location: str) -> str | None:
+        """Leave no byte of removed rows in a gallery's files.
+
+        Returns:
+            What may hold some all the same, beyond this engine's reach; None where nothing does.
+        """
+        ...
+
+    def uncompacted(self, location: str) -> bool:
+        """Whether rows were removed since the last `compact`: an interrupted `forget` may ask for them again."""
+        ...
+
+
+@runtime_checkable
 class PartsEngine(GalleryEngine, Protocol):
     """An engine that many processes write one gallery to, each a part of its rows, in any order and more than once."""
 
@@ -174,9 +191,9 @@ class PartsEngine(GalleryEngine, Protocol):
         ...
 
 
-def notes_of(source: GallerySource) -> tuple[str, ...]:
-    """What whoever uses a source's vectors should know, a line each: its `notes`, where it has some to make."""
-    return getattr(source, "notes", ())
+def notes_of(gallery: GallerySource | GalleryTarget) -> tuple[str, ...]:
+    """What whoever uses a gallery's vectors should know, a line each: its `notes`, where it has some to make."""
+    return getattr(gallery, "notes", ())
 
 
 def row_ranges(rows: int, size: int, start: int) -> Iterator[tuple[int, int]]:

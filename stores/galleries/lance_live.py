@@ -24,7 +24,7 @@ from stores.galleries.lance_table import (
     update_card,
 )
 from stores.galleries.links import discard_folder, lead, leads_to
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.store import Batch
 
 _IDS_AT_A_TIME = 10_000
@@ -52,12 +52,13 @@ def put(location: str, batch: Batch) -> None:
     )
     with only_writer(place), reported(place, writing=True):
         table, card = complete_table(place)
-        kept = table.search().select([ROW]).limit(table.count_rows()).to_arrow()[ROW].to_numpy()
+        rows_there = table.search().select([ROW]).limit(table.count_rows()).to_batches(_IDS_AT_A_TIME)
+        last = max((int(block.column(0).to_numpy().max(initial=-1)) for block in rows_there), default=-1)
         (
             table.merge_insert(ITEM_ID)
             .when_matched_update_all()
             .when_not_matched_insert_all()
-            .execute(arrow_table(table.schema, rows, 1 + int(kept.max(initial=-1))))
+            .execute(arrow_table(table.schema, rows, 1 + last))
         )
         update_card(place, table, card)
 

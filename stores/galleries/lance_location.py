@@ -7,6 +7,7 @@ of a bucket (`s3://bucket/folder`), which goes to Lance as it is, the keys for i
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ def parse_location(location: str, *, follow: bool = True) -> LanceLocation:
     folder, slash, table = place.rpartition("/")
     if not table or table.startswith(".") or ("://" in place and not folder.partition("://")[2]):
         raise ValueError(f"lance:{place} names no table; write lance:FOLDER/TABLE")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", table):  # what Lance says too, once a folder is there
+        raise ValueError(
+            f"{table!r} is no name of a table of Lance's, expected letters of ASCII, digits, _, - and .; rename it"
+        )
     options: dict[str, str] = {}
     for name, _, value in (each.partition("=") for each in query.split("&") if each):
         if name not in _OPTIONS:

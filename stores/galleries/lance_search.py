@@ -17,6 +17,8 @@ _REFINED = 10
 def search(location: str, queries: np.ndarray, k: int, similarity: Similarity) -> Neighbours:
     """The k nearest rows of a table; see `SearchEngine`. Its files are checked for damage when it is opened, not here.
 
+    By cosine a vector of zeros is near nothing, so that Lance finds no such row, and nothing for such a query.
+
     Raises:
         FileNotFoundError: If there is no such table.
         ValueError: If it is unfinished, has no usable columns, or a query does not fit.

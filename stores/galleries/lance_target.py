@@ -25,7 +25,7 @@ from stores.galleries.lance_table import (
     update_card,
 )
 from stores.galleries.origin import already_finished, require_same_origin
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from stores.galleries.postgres_compaction import compact, uncompacted
 from stores.galleries.postgres_live import discard, put, remove, serve, served
 from stores.galleries.postgres_location import connected, parse_location
 from stores.galleries.postgres_parts import begin_parts, finish_parts, hold_parts, parts_done, write_part
@@ -21,6 +22,7 @@ from stores.space import EmbeddingSpace
 
 __all__ = [
     "begin_parts",
+    "compact",
     "digest",
     "discard",
     "finish_parts",
@@ -32,6 +34,7 @@ __all__ = [
     "remove",
     "serve",
     "served",
+    "uncompacted",
     "write_part",
 ]
 

@@ -2,6 +2,8 @@
 
 A card says what a table holds, where it comes from, and how many rows of it are committed: it changes in the same
 transactions as the table.
+
+Values stand in these statements as literals: the driver would take a % of a name beside a parameter for one more.
 """
 
 from __future__ import annotations
@@ -25,18 +27,28 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 CARDS, PARTS = "embedding_galleries", "embedding_gallery_parts"
 _LOCK_SECONDS = 2  # as long as the server may need to see that a killed writer is gone
-_COLUMNS = "format_version, space, provenance, rows, complete, part_rows"
+_COLUMNS = "format_version, space, provenance, rows, complete, part_rows, uncompacted"
 
 
 @dataclass(frozen=True)
 class PostgresCard:
-    """What a table holds: `rows` are committed; `part_rows` is the size of a part where many write it, else None."""
+    """What a table holds.
+
+    Attributes:
+        space: What the vectors are.
+        provenance: JSON values that say where they come from.
+        rows: Rows committed until it was complete.
+        complete: Whether every row is in.
+        part_rows: Size of a part where many write it, else None.
+        uncompacted: Whether rows were taken out whose bytes may be in its files still.
+    """
 
     space: EmbeddingSpace
     provenance: dict[str, Any]
     rows: int
     complete: bool
     part_rows: int | None
+    uncompacted: bool = False
 
 
 def schema_of(connection: psycopg.Connection[Any], location: PostgresLocation) -> str:
@@ -64,15 +76,15 @@ def read_card(
     Raises:
         DamagedStore: If it cannot be read.
     """
-    from psycopg.sql import SQL
+    from psycopg.sql import SQL, Literal
 
     if not connection.execute("SELECT to_regclass(%s)", [_named(connection, schema, CARDS)]).fetchone()[0]:  # type: ignore[index]
         return None
-    query = SQL("SELECT {} FROM {} WHERE gallery = %s").format(SQL(_COLUMNS), _identifier(schema, CARDS))
-    found = connection.execute(query, [name]).fetchone()
+    query = SQL("SELECT {} FROM {} WHERE gallery = {}").format(SQL(_COLUMNS), _identifier(schema, CARDS), Literal(name))
+    found = connection.execute(query).fetchone()
     if found is None:
         return None
-    version, space, provenance, rows, complete, part_rows = found
+    version, space, provenance, *counted = found
     remedy = f"restore its row of {schema}.{CARDS} from a copy"
     if version > FORMAT_VERSION:
         raise DamagedStore(
@@ -80,7 +92,7 @@ def read_card(
             "update the toolkit"
         )
     try:
-        return PostgresCard(EmbeddingSpace.from_dict(space), dict(provenance), rows, complete, part_rows)
+        return PostgresCard(EmbeddingSpace.from_dict(space), dict(provenance), *counted)
     except (ValueError, TypeError) as error:
         raise DamagedStore(f"the card of {location} was altered ({error}); {remedy}") from None
 
@@ -134,7 +146,7 @@ def make_cards(connection: psycopg.Connection[Any], schema: str) -> None:
             SQL(
                 "CREATE TABLE IF NOT EXISTS {} (gallery text PRIMARY KEY, format_version integer NOT NULL, "
                 "space json NOT NULL, provenance json NOT NULL, rows bigint NOT NULL, complete boolean NOT NULL, "
-                "part_rows bigint)"
+                "part_rows bigint, uncompacted boolean NOT NULL)"
             ).format(_identifier(schema, CARDS))
         )
         connection.execute(
@@ -147,31 +159,44 @@ def make_cards(connection: psycopg.Connection[Any], schema: str) -> None:
 
 def write_card(connection: psycopg.Connection[Any], schema: str, name: str, card: PostgresCard) -> None:
     """Put a new card down."""
-    from psycopg.sql import SQL
+    from psycopg.sql import SQL, Literal
 
+    values = [
+        name,
+        FORMAT_VERSION,
+        json.dumps(card.space.to_dict()),
+        json.dumps(card.provenance),
+        card.rows,
+        card.complete,
+        card.part_rows,
+        card.uncompacted,
+    ]
     connection.execute(
-        SQL("INSERT INTO {} (gallery, {}) VALUES (%s, %s, %s, %s, %s, %s, %s)").format(
-            _identifier(schema, CARDS), SQL(_COLUMNS)
-        ),
-        [
-            name,
-            FORMAT_VERSION,
-            json.dumps(card.space.to_dict()),
-            json.dumps(card.provenance),
-            card.rows,
-            card.complete,
-            card.part_rows,
-        ],
+        SQL("INSERT INTO {} (gallery, {}) VALUES ({})").format(
+            _identifier(schema, CARDS), SQL(_COLUMNS), SQL(", ").join(map(Literal, values))
+        )
     )
 
 
 def update_card(connection: psycopg.Connection[Any], schema: str, name: str, rows: int, *, complete: bool) -> None:
     """Record how many rows a table has, within the transaction that adds them."""
-    from psycopg.sql import SQL
+    from psycopg.sql import SQL, Literal
 
     connection.execute(
-        SQL("UPDATE {} SET rows = %s, complete = %s WHERE gallery = %s").format(_identifier(schema, CARDS)),
-        [rows, complete, name],
+        SQL("UPDATE {} SET rows = {}, complete = {} WHERE gallery = {}").format(
+            _identifier(schema, CARDS), Literal(rows), Literal(complete), Literal(name)
+        )
+    )
+
+
+def mark_uncompacted(connection: psycopg.Connection[Any], schema: str, name: str, uncompacted: bool) -> None:
+    """Record whether rows were taken out whose bytes may be in the table's files still."""
+    from psycopg.sql import SQL, Literal
+
+    connection.execute(
+        SQL("UPDATE {} SET uncompacted = {} WHERE gallery = {}").format(
+            _identifier(schema, CARDS), Literal(uncompacted), Literal(name)
+        )
     )
 
 

@@ -19,7 +19,8 @@ from stores.galleries.postgres_table import (
     kept_columns,
     vector_schema,
 )
-from stores.new_items import KnownIds, checked_items, finite_vectors
+from stores.known_ids import KnownIds
+from stores.new_items import checked_items, finite_vectors
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
@@ -112,6 +113,12 @@ def create_table(
         )
     except errors.DuplicateTable:
         raise FileExistsError(f"{location} already exists; name another target, or remove it") from None
+    # The planner has no use for a sample of the vectors, and people's vectors have no place in the catalogue.
+    connection.execute(
+        SQL("ALTER TABLE {} ALTER COLUMN {} SET STATISTICS 0").format(
+            Identifier(schema, location.table), Identifier(EMBEDDING)
+        )
+    )
 
 
 def encoded_rows(
@@ -132,6 +139,14 @@ def copy_statement(
     names = SQL(", ").join(Identifier(name) for name in (ROW, *(column.name for column in columns), EMBEDDING))
     relation = Identifier(into) if into else Identifier(schema, location.table)
     return SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(relation, names)
+
+
+def count_rows(connection: psycopg.Connection[Any], schema: str, name: str) -> int:
+    """Rows of a table."""
+    from psycopg.sql import SQL, Identifier
+
+    found = connection.execute(SQL("SELECT count(*) FROM {}").format(Identifier(schema, name))).fetchone()
+    return found[0] if found else 0
 
 
 def complete(

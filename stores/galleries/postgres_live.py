@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from stores.galleries.postgres_card import CARDS, PARTS, changing, complete_table, read_card, schema_of
+from stores.galleries.fitting_rows import comparable_ids
+from stores.galleries.postgres_card import (
+    CARDS,
+    PARTS,
+    changing,
+    complete_table,
+    mark_uncompacted,
+    read_card,
+    schema_of,
+)
 from stores.galleries.postgres_copy import VECTORS
 from stores.galleries.postgres_layout import copy_statement, encoded_rows, fitting
 from stores.galleries.postgres_location import connected, parse_location
@@ -23,13 +33,14 @@ from stores.galleries.postgres_table import (
     find_table,
     select,
 )
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.store import Batch
 
 if TYPE_CHECKING:
     import psycopg
 
 _INCOMING = "embedding_gallery_incoming"
+_SWITCH_SECONDS = 5  # a view's new readers wait behind whoever waits to replace it
 
 
 def put(location: str, batch: Batch) -> None:
@@ -39,8 +50,6 @@ def put(location: str, batch: Batch) -> None:
         FileNotFoundError: If there is no gallery.
         ValueError: If it is unfinished or was not written by the toolkit, or the batch does not fit it.
     """
-    from dataclasses import replace
-
     from psycopg.sql import SQL, Identifier
 
     place = parse_location(location)
@@ -76,27 +85,34 @@ def put(location: str, batch: Batch) -> None:
 def remove(location: str, item_ids: pl.Series) -> int:
     """Take rows out of a finished gallery in one transaction and return how many there were; see `LiveEngine`.
 
+    Their bytes stay in the table's files; `compact` leaves none.
+
     Raises:
         FileNotFoundError: If there is no gallery.
         ValueError: If it is unfinished.
     """
-    from psycopg.sql import SQL, Identifier
+    from psycopg.sql import SQL, Identifier, Literal
 
     place = parse_location(location)
     with connected(place) as connection:
         table, card = complete_table(connection, place)
+        if card is not None:
+            table = base_of(connection, table) or table
+            place = replace(place, schema=table.schema, table=table.name)
         name = select(place, table, own=card is not None and ROW in table.columns).id
         kind = table.columns[name].kind
         ids, cast = _comparable(item_ids, kind)
         with changing(connection, place, table.schema):
             found = connection.execute(
-                SQL("DELETE FROM {} WHERE {} = ANY(%s::{}[])").format(
+                SQL("DELETE FROM {} WHERE {} = ANY({}::{}[])").format(
                     Identifier(table.schema, table.name),
                     Identifier(name) if cast in _NATIVE.get(kind, ()) else SQL("{}::text").format(Identifier(name)),
+                    Literal(ids),
                     Identifier(cast),
-                ),
-                [ids],
+                )
             )
+            if card is not None and found.rowcount:
+                mark_uncompacted(connection, table.schema, table.name, True)
             return found.rowcount
 
 
@@ -106,8 +122,8 @@ _NATIVE = {"int2": ("int8",), "int4": ("int8",), "int8": ("int8",), "uuid": ("uu
 
 def _comparable(item_ids: pl.Series, kind: str) -> tuple[list[Any], str]:
     if kind in ("int2", "int4", "int8"):
-        return item_ids.cast(pl.Int64, strict=False).drop_nulls().to_list(), "int8"
-    ids = item_ids.cast(pl.String).drop_nulls().to_list()
+        return comparable_ids(item_ids, pl.Int64()).to_list(), "int8"
+    ids = comparable_ids(item_ids, pl.String()).to_list()
     if kind != "uuid":
         return [each for each in ids if "\0" not in each], "text"
     known = []
@@ -128,8 +144,9 @@ def serve(name: str, location: str) -> None:
 
     Raises:
         FileNotFoundError: If there is no such gallery.
-        FileExistsError: If there is a table of that name, which is never touched.
+        FileExistsError: If there is a table of that name, or a view that shows more or less than a table.
         ValueError: If the gallery is unfinished or in another database, or other views stand on the view.
+        StoreLocked: If somebody reads the view for longer than a moment; nothing is changed then.
     """
     from psycopg import errors
     from psycopg.sql import SQL, Identifier, Literal
@@ -146,12 +163,19 @@ def serve(name: str, location: str) -> None:
             raise ValueError(f"{place} is a view; name the table that it shows")
         schema = schema_of(connection, view)
         target = Identifier(schema, view.table)
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{_SWITCH_SECONDS}s"])
         with changing(connection, view, schema):
             found = find_table(connection, view)
             if found is not None and found.kind != "v":
                 raise FileExistsError(
                     f"{view} is a table, which is never replaced; rename it first, or name another view"
                 )
+            if found is not None and not _shows_one_table(connection, found):
+                raise FileExistsError(
+                    f"{view} is a view of somebody's own, which is never replaced; rename it first, or name another "
+                    "view"
+                )
+            rights = _rights(connection, found) if found else []
             try:
                 connection.execute(SQL("DROP VIEW IF EXISTS {}").format(target))
             except errors.DependentObjectsStillExist:
@@ -160,6 +184,45 @@ def serve(name: str, location: str) -> None:
                 SQL("CREATE VIEW {} AS SELECT * FROM {}").format(target, Identifier(table.schema, table.name))
             )
             connection.execute(SQL("COMMENT ON VIEW {} IS {}").format(target, Literal(place.public)))
+            for role, privileges, grantable in rights:
+                connection.execute(
+                    SQL("GRANT {} ON {} TO {}{}").format(
+                        SQL(", ").join(map(SQL, privileges)),
+                        target,
+                        Identifier(role) if role else SQL("PUBLIC"),
+                        SQL(" WITH GRANT OPTION" if grantable else ""),
+                    )
+                )
+
+
+def _shows_one_table(connection: psycopg.Connection[Any], view: Table) -> bool:
+    """Whether a view is one of `serve`, or could be: a table as it is, so that nothing of its making is lost."""
+    base = base_of(connection, view)
+    if base is None:
+        return False
+    described = connection.execute(
+        "SELECT obj_description(%s, 'pg_class'), pg_get_viewdef(%s::oid), %s::regclass::text, "
+        "(SELECT array_agg(quote_ident(name)) FROM unnest(%s::text[]) AS name)",
+        [view.oid, view.oid, base.oid, list(base.columns)],
+    ).fetchone()
+    comment, definition, name, columns = described or ("", "", "", [])
+    if comment and _leads_to(connection, comment, base):
+        return True
+    # PostgreSQL 15 and earlier write a column with its table.
+    own = name.rpartition(".")[2]
+    plain = [f"SELECT {', '.join(prefix + column for column in columns)} FROM {name};" for prefix in ("", f"{own}.")]
+    return " ".join(definition.split()) in plain
+
+
+def _rights(connection: psycopg.Connection[Any], view: Table) -> list[tuple[str | None, list[Any], bool]]:
+    """Who else may do what with a view: a role (None for everybody), privileges, whether it may hand them on."""
+    return connection.execute(
+        "SELECT r.rolname, array_agg(a.privilege_type), a.is_grantable "
+        "FROM pg_class c CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a "
+        "LEFT JOIN pg_roles r ON r.oid = a.grantee "
+        "WHERE c.oid = %s AND r.rolname IS DISTINCT FROM current_user GROUP BY 1, 3",
+        [view.oid],
+    ).fetchall()
 
 
 def served(name: str) -> str | None:
@@ -192,7 +255,7 @@ def discard(location: str) -> None:
         StoreLocked: If a process is writing it.
     """
     from psycopg import errors
-    from psycopg.sql import SQL, Identifier
+    from psycopg.sql import SQL, Identifier, Literal
 
     place = parse_location(location)
     with connected(place) as connection:
@@ -212,5 +275,5 @@ def discard(location: str) -> None:
             if read_card(connection, place, schema, place.table) is not None:
                 for cards in (CARDS, PARTS):
                     connection.execute(
-                        SQL("DELETE FROM {} WHERE gallery = %s").format(Identifier(schema, cards)), [place.table]
+                        SQL("DELETE FROM {} WHERE gallery = {}").format(Identifier(schema, cards), Literal(place.table))
                     )

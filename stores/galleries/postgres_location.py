@@ -102,12 +102,14 @@ def parse_location(location: str) -> PostgresLocation:
 
     Raises:
         ValueError: If it names no database or table, or an option has a value that there is not.
+        ImportError: If psycopg is missing.
     """
+    require_psycopg()
+    shape = "expected postgresql://user@host:port/database/table"
+    if not location.startswith("//"):  # not shown: nobody knows where in it a password may be
+        raise ValueError(f"a location in PostgreSQL begins with two slashes; {shape}")
     public = public_uri(location)
     shown = f"postgresql:{public}"
-    shape = "expected postgresql://user@host:port/database/table"
-    if not location.startswith("//"):
-        raise ValueError(f"{shown} is no place in PostgreSQL; {shape}")
     path, _, query = location[2:].partition("?")
     authority, *names = path.split("/")
     if len(names) != 2 or not all(names) or authority.count("@") > 1 or "@" in "".join(names):
@@ -248,7 +250,7 @@ def explained(location: PostgresLocation, error: Any) -> Exception:
     if isinstance(error, errors.InsufficientPrivilege):
         return PermissionError(f"{location}: {reason}; ask for the right, or connect as another user")
     if isinstance(error, errors.LockNotAvailable | errors.DeadlockDetected):
-        return StoreLocked(f"{location} is being changed by another process; wait for it to end, and run again")
+        return StoreLocked(f"{location} is in use by another process; wait for it to end, and run again")
     if isinstance(error, errors.UndefinedTable):
         return FileNotFoundError(f"no gallery at {location}: {reason}")
     if isinstance(error, errors.DiskFull):

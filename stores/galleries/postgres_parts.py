@@ -27,7 +27,7 @@ from stores.galleries.postgres_location import PostgresLocation, connected, pars
 from stores.galleries.postgres_stream import copy_in
 from stores.galleries.postgres_table import ITEM_ID, columns_of, find_table, kept_columns
 from stores.galleries.postgres_target import begin_card
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
@@ -45,7 +45,7 @@ def begin_parts(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
         FileExistsError: If something else is there, or the same begun by one writer or with another number of rows.
         StoreLocked: If another process is beginning or finishing it.
     """
-    from psycopg.sql import SQL, Identifier
+    from psycopg.sql import SQL, Identifier, Literal
 
     place = parse_location(location)
     require_writable(place, space)
@@ -58,17 +58,18 @@ def begin_parts(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
             raise FileExistsError(f"{place} was begun by one writer; go on with one, or remove it")
         lock_writer(connection, place, schema)
         with connection.transaction():
-            parts, cards = Identifier(schema, PARTS), Identifier(schema, CARDS)
+            parts, cards, name = Identifier(schema, PARTS), Identifier(schema, CARDS), Literal(place.table)
+            last = Literal(-(-rows // card.part_rows) - 1)
             connection.execute(
                 SQL(
-                    "INSERT INTO {} SELECT %s, number, false FROM generate_series(0, %s) AS number "
-                    "WHERE NOT EXISTS (SELECT FROM {} WHERE gallery = %s)"
-                ).format(parts, parts),
-                [place.table, -(-rows // card.part_rows) - 1, place.table],
+                    "INSERT INTO {parts} SELECT {name}, number, false FROM generate_series(0, {last}) AS number "
+                    "WHERE NOT EXISTS (SELECT FROM {parts} WHERE gallery = {name})"
+                ).format(parts=parts, name=name, last=last)
             )
             connection.execute(
-                SQL("UPDATE {} SET rows = %s WHERE gallery = %s AND rows = 0 AND NOT complete").format(cards),
-                [rows, place.table],
+                SQL("UPDATE {} SET rows = {} WHERE gallery = {} AND rows = 0 AND NOT complete").format(
+                    cards, Literal(rows), name
+                )
             )
         card = _card(connection, place, schema)
         if card.rows != rows:
@@ -104,7 +105,7 @@ def write_part(location: str, number: int, batch: Batch) -> None:
     Raises:
         ValueError: If there is no such part, or the batch does not fit it.
     """
-    from psycopg.sql import SQL, Identifier
+    from psycopg.sql import SQL, Identifier, Literal
 
     place = parse_location(location)
     with connected(place) as connection:
@@ -129,16 +130,16 @@ def write_part(location: str, number: int, batch: Batch) -> None:
         columns = columns_of(table) if table else None
         items, vectors = fitting(batch, card.space, columns, KnownIds(pl.Series([])), numbers)
         with connection.transaction():
-            query = SQL("SELECT done FROM {} WHERE gallery = %s AND number = %s FOR UPDATE")
-            found = connection.execute(query.format(Identifier(schema, PARTS)), [place.table, number]).fetchone()
+            part = (Identifier(schema, PARTS), Literal(place.table), Literal(number))
+            query = SQL("SELECT done FROM {} WHERE gallery = {} AND number = {} FOR UPDATE").format(*part)
+            found = connection.execute(query).fetchone()
             if found is None:
                 raise ValueError(f"{place} has no part {number}; begin its parts first")
             if found[0]:
                 return
             encoded = encoded_rows(place, columns or [], items, vectors, first)
             copy_in(connection, copy_statement(place, schema, columns or []), encoded)
-            mark = SQL("UPDATE {} SET done = true WHERE gallery = %s AND number = %s")
-            connection.execute(mark.format(Identifier(schema, PARTS)), [place.table, number])
+            connection.execute(SQL("UPDATE {} SET done = true WHERE gallery = {} AND number = {}").format(*part))
 
 
 def finish_parts(location: str) -> None:
@@ -174,11 +175,13 @@ def _card(connection: psycopg.Connection[Any], place: PostgresLocation, schema: 
 
 
 def _parts(connection: psycopg.Connection[Any], place: PostgresLocation, schema: str, *, done: bool) -> set[int]:
-    from psycopg.sql import SQL, Identifier
+    from psycopg.sql import SQL, Identifier, Literal
 
     _card(connection, place, schema)
-    query = SQL("SELECT number FROM {} WHERE gallery = %s AND done = %s").format(Identifier(schema, PARTS))
-    return {number for (number,) in connection.execute(query, [place.table, done])}
+    query = SQL("SELECT number FROM {} WHERE gallery = {} AND done = {}").format(
+        Identifier(schema, PARTS), Literal(place.table), Literal(done)
+    )
+    return {number for (number,) in connection.execute(query)}
 
 
 def _table_lock(place: PostgresLocation) -> PostgresLocation:

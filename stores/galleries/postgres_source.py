@@ -11,7 +11,7 @@ from stores.galleries.postgres_card import complete_table
 from stores.galleries.postgres_copy import MalformedRows, decode
 from stores.galleries.postgres_location import PostgresLocation, connected
 from stores.galleries.postgres_stream import ahead, copy_out
-from stores.galleries.postgres_table import ROW, Table, select
+from stores.galleries.postgres_table import ROW, Table, select, vector_schema
 from stores.store import Batch
 
 if TYPE_CHECKING:
@@ -156,12 +156,14 @@ class PostgresSource:
                 )
 
     def _dimension(self, connection: psycopg.Connection[Any]) -> int:
-        from psycopg.sql import SQL
+        from psycopg.sql import SQL, Identifier
 
         if self._selection.size:
             return self._selection.size
         expression, column = self._selection.vector
-        query = SQL("SELECT vector_dims({0}) FROM {1} WHERE {0} IS NOT NULL LIMIT 1").format(expression, self._relation)
+        query = SQL("SELECT {2}({0}) FROM {1} WHERE {0} IS NOT NULL LIMIT 1").format(
+            expression, self._relation, Identifier(vector_schema(connection, self._location), "vector_dims")
+        )
         found = connection.execute(query).fetchone()
         if found is None:
             raise ValueError(

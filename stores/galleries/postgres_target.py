@@ -26,6 +26,7 @@ from stores.galleries.postgres_copy import VECTORS, Column
 from stores.galleries.postgres_layout import (
     complete,
     copy_statement,
+    count_rows,
     create_table,
     encoded_rows,
     fitting,
@@ -36,7 +37,7 @@ from stores.galleries.postgres_source import HALF_NOTE
 from stores.galleries.postgres_stream import begin_copy, end_copy, send_rows
 from stores.galleries.postgres_table import EMBEDDING, ITEM_ID, columns_of, find_table, kept_columns, vector_schema
 from stores.galleries.zarr_store import already_finished, require_same_origin
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
@@ -81,6 +82,8 @@ class PostgresTarget:
                     table = find_table(self._connection, location)
                     self._columns = columns_of(table) if table else None
                 self.rows_committed, self.finished = card.rows, card.complete
+                if card.complete:
+                    self.rows_committed = count_rows(self._connection, self._schema, location.table)
         except BaseException:
             self.close()
             raise

@@ -23,7 +23,7 @@ from stores.galleries.qdrant_collection import (
     write_card,
 )
 from stores.galleries.qdrant_location import QdrantLocation, connected, parse_location
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.store import Batch
 
 

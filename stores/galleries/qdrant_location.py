@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _KEY = "QDRANT_API_KEY"
+_REFUSED = frozenset('<>:"/\\|?*')
 _SHAPE = "expected FOLDER/COLLECTION or https://host:6333/COLLECTION"
 
 
@@ -50,7 +51,7 @@ class QdrantLocation:
     @property
     def public(self) -> str:
         """The location without its key."""
-        return f"{self.place}/{self.collection}"
+        return f"{self.place}/{self.collection.replace('%', '%25')}"
 
     @property
     def folder(self) -> Path | None:
@@ -89,6 +90,9 @@ def parse_location(location: str) -> QdrantLocation:
         raise ValueError(f"a location of Qdrant takes no user or password, {_SHAPE}; give the key as {_KEY}")
     if not collection or (remote and place.count("/") < 2) or ("://" in path and not remote):
         raise ValueError(f"qdrant:{path} names no collection, {_SHAPE}")
+    collection = unquote(collection)
+    if any(each in _REFUSED or each < " " for each in collection):
+        raise ValueError(f"{collection!r} holds a character that Qdrant takes in no name; rename it")
     options: dict[str, str] = {}
     for name, _, value in (each.partition("=") for each in query.split("&") if each):
         if name not in ("api_key", "id"):
@@ -96,9 +100,7 @@ def parse_location(location: str) -> QdrantLocation:
         options[name] = unquote(value)
     place = place or ("/" if slash else ".")
     key = options.get("api_key") or os.environ.get(_KEY)
-    return QdrantLocation(
-        place=place, collection=unquote(collection), id=options.get("id"), api_key=key if remote else None
-    )
+    return QdrantLocation(place=place, collection=collection, id=options.get("id"), api_key=key if remote else None)
 
 
 class _Opened:

@@ -33,7 +33,8 @@ def require_harmless(folder: Path) -> None:
     """
     for path in sorted(folder.glob("collection/*/storage.sqlite")):
         try:
-            database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            # Not read-only: what a killed process left half written, SQLite takes back first.
+            database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)
             try:
                 for (value,) in database.execute("SELECT point FROM points"):
                     _PointReader(io.BytesIO(value)).load()

@@ -28,7 +28,7 @@ from stores.galleries.qdrant_collection import (
     write_card,
 )
 from stores.galleries.qdrant_location import QdrantLocation, connected, reported
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 

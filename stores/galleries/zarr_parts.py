@@ -31,8 +31,9 @@ from stores.durable import BackgroundSync, WriterLock, sync_folder, write_atomic
 from stores.galleries.origin import require_same_origin
 from stores.item_parts import PART_ROWS
 from stores.item_parts import write_part as write_item_part
+from stores.known_ids import KnownIds
 from stores.layout import VectorLayout
-from stores.new_items import KnownIds, checked_items, finite_vectors
+from stores.new_items import checked_items, finite_vectors
 from stores.sealed import seal, unseal
 from stores.space import EmbeddingSpace
 from stores.store import Batch, EmbeddingStore
