@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all bench lint clean
 
@@ -10,10 +11,10 @@ demo: $(READY)
 	$(BIN)/python -m compat.demo --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_ALL_CORES)
 
 test-all: lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ FONTS = Path("runs") / "font_identities"
 OUT = Path("runs") / "bench_synthetic"
 STAGES = ("epochs", "cells", "tables")
 OLD, NEW = "iresnet18-1000", "iresnet50-1000"
-CHANGES = (("seeds", None), ("small_pairs", None), ("msresnet_rows", None))
+CHANGES = (("seeds", None), ("small_pairs", None), ("mlp_rows", None), ("msresnet_rows", None))
 """Options that change `Sizes`."""
 SMOKE_IDENTITIES = 30
 
@@ -152,6 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="embeddings and results")
     parser.add_argument("--epochs", type=int, help="of all networks, instead of choosing by identities held out")
     parser.add_argument("--msresnet-epochs", type=int, help="of msresnet, where they are others")
+    parser.add_argument(
+        "--mlp-rows",
+        type=int,
+        help="most training rows that an mlp or residual_mlp is shown (1,000,000), which limits its epochs",
+    )
     parser.add_argument(
         "--msresnet-rows",
         type=int,

@@ -1,6 +1,7 @@
 """The pairs of bench_synthetic: a run of font_identities embedded by two of its networks, or arrays that are there.
 
-An identity is a character. Maps are fitted to pairs of training characters and judged by test characters, which no
+An identity is a character. Maps are fitted to pairs of characters that neither network was trained on, because images
+that a network was trained on lie closer together than any that it will meet, and judged by other characters, which no
 network and no map has seen.
 """
 
@@ -10,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from font_files import file_digest, read_tar
+from font_files import file_digest, read_tar, tar_members
 from font_long_tail import read_long_tail, sample_images
 from font_set import LONG_TAIL, MANIFEST
 
@@ -25,6 +27,8 @@ from compat.pairs import Pairs
 
 BALANCED, LONG_TAILED = "balanced", "long-tailed"
 VIEW_SEED = 0
+IDENTITIES, IDENTITIES_SEED = 1000, 0
+"""Of the balanced pairs, at most, and how they are drawn."""
 VIEWS = AugmentOptions(flip=0.0)
 """How an identity that has more samples than images is varied; characters have a right and a left side."""
 
@@ -49,6 +53,10 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.old)
+
+    def at(self, rows: np.ndarray) -> Labelled:
+        """Some of the items."""
+        return Labelled(self.old[rows], self.new[rows], self.identities[rows], self.originals[rows])
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def reduced(source: Source, identities: int) -> Source:
         names, sizes = np.unique(data.identities, return_counts=True)
         kept = names[np.argsort(-sizes, kind="stable")[:identities]]
         rows = np.flatnonzero(np.isin(data.identities, kept))
-        return Labelled(data.old[rows], data.new[rows], data.identities[rows], data.originals[rows])
+        return data.at(rows)
 
     fitted = {name: fewer(data) for name, data in source.fitted.items()}
     return Source(fitted, fewer(source.gallery), fewer(source.queries), f"{source.digest} {identities}", source.about)
@@ -117,23 +125,31 @@ def fonts_source(folder: Path, old: str, new: str, cache: Path, say: Say) -> Sou
 
     Raises:
         FileNotFoundError: If the images or a network are not there.
+        ValueError: If no training character is new to both networks, or it is not known which are.
     """
     manifest_file = folder / "set" / MANIFEST
     if not manifest_file.is_file():
         raise FileNotFoundError(f"no images in {folder / 'set'}; run benchmarks/font_identities.py or give --fonts")
     manifest = json.loads(manifest_file.read_text())
     networks = [_Network(folder, name, cache, say) for name in (old, new)]
-    balanced = f"train-{manifest['options']['subsets'][0]}"
+    known = np.unique(np.concatenate([network.trained_on(folder / "set") for network in networks]))
 
-    def images_of(tar: str) -> Callable[[], tuple[list[np.ndarray], list[str]]]:
-        def read() -> tuple[list[np.ndarray], list[str]]:
-            images, item_ids = read_tar(folder / "set" / manifest["tars"][tar]["file"])
-            return list(images), item_ids
+    def images_of(tar: str) -> tuple[list[np.ndarray], list[str]]:
+        images, item_ids = read_tar(folder / "set" / manifest["tars"][tar]["file"])
+        return list(images), item_ids
 
-        return read
+    def some() -> tuple[list[np.ndarray], list[str]]:
+        images, item_ids = images_of("train")
+        characters = _characters(item_ids)
+        unseen = np.setdiff1d(characters, known)
+        if not len(unseen):
+            raise ValueError(f"{old} or {new} saw every training character; name networks trained on a part of them")
+        drawn = np.random.default_rng(IDENTITIES_SEED).permutation(unseen)[:IDENTITIES]
+        rows = np.flatnonzero(np.isin(characters, drawn))
+        return [images[row] for row in rows], [item_ids[row] for row in rows]
 
     def tail() -> tuple[list[np.ndarray], list[str]]:
-        images, item_ids = images_of("train")()
+        images, item_ids = images_of("train")
         samples = read_long_tail(folder / "set" / LONG_TAIL)
         made = sample_images(dict(zip(item_ids, images, strict=True)), samples, VIEWS, seed=VIEW_SEED)
         ids, _, views = zip(*made, strict=True)
@@ -143,26 +159,35 @@ def fonts_source(folder: Path, old: str, new: str, cache: Path, say: Say) -> Sou
         sides = [network.embedded(part, key, read) for network in networks]
         item_ids = sides[0][1]
         originals = [item_id.partition("#")[0] for item_id in item_ids]
-        characters = np.array([int(item_id[2:].split("/")[0], 16) for item_id in item_ids])
-        return Labelled(sides[0][0], sides[1][0], characters, np.unique(originals, return_inverse=True)[1])
+        codes = np.unique(originals, return_inverse=True)[1]
+        return Labelled(sides[0][0], sides[1][0], _characters(item_ids), codes)
 
-    digests = {name: manifest["tars"][name]["sha256"] for name in (balanced, "train", "gallery", "queries")}
-    tail_key = hashlib.sha256(f"{digests['train']} {manifest['long_tail']['sha256']} {VIEWS}".encode()).hexdigest()
-    fitted = {
-        BALANCED: embedded(balanced, digests[balanced], images_of(balanced)),
-        LONG_TAILED: embedded(LONG_TAILED, tail_key, tail),
-    }
-    gallery, queries = (embedded(part, digests[part], images_of(part)) for part in ("gallery", "queries"))
-    digest = hashlib.sha256("".join([*(n.digest for n in networks), *digests.values(), tail_key]).encode()).hexdigest()
-    counts = manifest["tars"]
+    digests = {name: manifest["tars"][name]["sha256"] for name in ("train", "gallery", "queries")}
+    some_key = _key(digests["train"], hashlib.sha256(known.tobytes()).hexdigest(), IDENTITIES, IDENTITIES_SEED)
+    tail_key = _key(digests["train"], manifest["long_tail"]["sha256"], VIEWS)
+    balanced, tailed = embedded(BALANCED, some_key, some), embedded(LONG_TAILED, tail_key, tail)
+    tailed = tailed.at(np.flatnonzero(~np.isin(tailed.identities, known)))
+    gallery, queries = (embedded(part, digests[part], partial(images_of, part)) for part in ("gallery", "queries"))
+    digest = _key(*(network.digest for network in networks), *digests.values(), some_key, tail_key)
+    counts = np.unique(tailed.identities, return_counts=True)[1]
     about = (
         f"Gallery by the network `{old}` ({networks[0].arch}), queries by `{new}` ({networks[1].arch}), both of "
-        f"font_identities. Balanced: the {counts[balanced]['identities']:,} characters that networks were trained on, "
-        f"{counts[balanced]['designs']} designs each. Long-tailed: {manifest['long_tail']['identities']:,} characters "
-        f"with 1 to {manifest['long_tail']['most_samples']} samples each, {manifest['long_tail']['samples']:,} in all, "
+        "font_identities. Maps are fitted to characters that neither network was trained on. Balanced: "
+        f"{len(np.unique(balanced.identities)):,} of them, {manifest['tars']['train']['designs']} designs each. "
+        f"Long-tailed: {len(counts):,} with {counts.min()} to {counts.max()} samples each, {len(tailed):,} in all, "
         "augmented views where an identity has more samples than designs. "
     )
+    fitted = {BALANCED: balanced, LONG_TAILED: tailed}
     return Source(fitted, gallery, queries, digest, about + _about_test(gallery, queries))
+
+
+def _characters(item_ids: Sequence[str]) -> np.ndarray:
+    """Code points, int64 [n]."""
+    return np.array([int(item_id[2:].split("/")[0], 16) for item_id in item_ids], np.int64)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
 
 class _Network:
@@ -176,8 +201,21 @@ class _Network:
                 "with --old-network and --new-network"
             )
         self.name, self.digest, self._weights, self._cache, self._say = name, file_digest(weights), weights, cache, say
-        self.arch: str = json.loads(weights.with_name("card.json").read_text())["arch"]
+        card = json.loads(weights.with_name("card.json").read_text())
+        self.arch: str = card["arch"]
+        self._trained_on = Path(card.get("recipe", {}).get("data") or "")
         self._backbone: ImageBackbone | None = None
+
+    def trained_on(self, folder: Path) -> np.ndarray:
+        """Characters that it has seen, of a tar of the set in a folder.
+
+        Raises:
+            ValueError: If its card names no such tar.
+        """
+        tar = folder / self._trained_on.name
+        if not self._trained_on.name or not tar.is_file():
+            raise ValueError(f"the card of {self.name} names no tar of {folder} that it was trained on; train it anew")
+        return _characters([item_id for item_id, _ in tar_members(tar)])
 
     def embedded(
         self, part: str, key: str, read: Callable[[], tuple[list[np.ndarray], list[str]]]
@@ -194,10 +232,10 @@ class _Network:
             self._backbone.prepare(images)
         vectors = self._backbone.embed(images)
         self._cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, vectors)
+        unfinished = path.with_suffix(".partial.npy")
+        np.save(unfinished, vectors)
         ids.write_text(json.dumps(item_ids))
-        partial.replace(path)
+        unfinished.replace(path)
         return vectors, item_ids
 
 

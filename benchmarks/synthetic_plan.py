@@ -144,6 +144,7 @@ class Sizes:
         small_pairs: About how many pairs the small size has.
         seeds: 0, 1, ... below this.
         epoch_choices: Numbers of epochs to choose from.
+        mlp_rows: Most training rows that an mlp or residual_mlp is shown.
         msresnet_rows: Most training rows that a msresnet is shown, a hundred times dearer each than an mlp's.
         minimum: Samples that both identities of a synthetic one must have, by counts.
     """
@@ -151,6 +152,7 @@ class Sizes:
     small_pairs: int = 2000
     seeds: int = 3
     epoch_choices: tuple[int, ...] = (10, 30, 100)
+    mlp_rows: int = 1_000_000
     msresnet_rows: int = 200_000
     minimum: dict[str, int] = field(default_factory=lambda: {BALANCED: 8, LONG_TAILED: 20})
 
@@ -194,11 +196,10 @@ def group(family: str) -> str:
 
 
 def within_rows(family: str, epochs: int, pairs: int, sizes: Sizes) -> int:
-    """A number of epochs, cut for a msresnet to the rows that it may see."""
-    if family != "msresnet":
-        return epochs
+    """A number of epochs, cut to the real rows that a network may see."""
+    rows = sizes.msresnet_rows if group(family) == "msresnet" else sizes.mlp_rows
     shown = max(1, pairs * (FOLDS - 1) // FOLDS)
-    return max(1, min(epochs, sizes.msresnet_rows // shown))
+    return max(1, min(epochs, rows // shown))
 
 
 def fit_options(cell: Cell, epochs: int, sizes: Sizes) -> FitOptions:

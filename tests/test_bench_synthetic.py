@@ -115,9 +115,10 @@ def test_the_table_asked_for_and_no_two_cells_of_one_name() -> None:
         assert cell.map.without.name in {other.map.name for other in cells}
 
 
-def test_only_a_msresnet_is_cut_to_its_rows() -> None:
+def test_networks_are_cut_to_the_rows_they_may_see() -> None:
     plan = module("plan")
-    assert plan.within_rows("mlp", 100, 16_000, plan.Sizes()) == 100
+    assert plan.within_rows("mlp", 100, 12_500, plan.Sizes()) == 100
+    assert plan.within_rows("residual_mlp", 100, 12_500, plan.Sizes(mlp_rows=50_000)) == 5
     assert plan.within_rows("msresnet", 100, 16_000, plan.Sizes(msresnet_rows=200_000)) == 15
     assert plan.within_rows("msresnet", 100, 2_000, plan.Sizes(msresnet_rows=200_000)) == 100
     assert plan.within_rows("msresnet", 100, 2_000_000, plan.Sizes(msresnet_rows=200_000)) == 1
@@ -472,7 +473,7 @@ def small_run(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     (folder / "set").mkdir(parents=True)
     tars: dict[str, Any] = {}
-    for name, first, characters, designs in (("train", 0, 6, 3), ("train-4", 0, 4, 3), ("gallery", 9, 3, 1)):
+    for name, first, characters, designs in (("train", 0, 6, 3), ("train-2", 0, 2, 3), ("gallery", 9, 3, 1)):
         members = [f"U+{0x4E00 + first + c:04X}/design{d}.png" for c in range(characters) for d in range(designs)]
         images = [font_files.png_bytes(generator.integers(0, 256, (16, 16), np.uint8)) for _ in members]
         about = font_files.write_tar(folder / "set", name, zip(members, images, strict=True))
@@ -481,7 +482,7 @@ def small_run(folder: Path) -> Path:
     samples = tail.long_tail([f"U+{0x4E00 + c:04X}/design{d}.png" for c in range(6) for d in range(3)], most=7, seed=0)
     about = tail.write_long_tail(folder / "set" / "long_tail.csv", samples)
     manifest = {
-        "options": {"subsets": [4]},
+        "options": {"subsets": [2]},
         "tars": tars,
         "long_tail": about | {"identities": 6, "most_samples": 7},
     }
@@ -491,6 +492,7 @@ def small_run(folder: Path) -> Path:
         torch.manual_seed(seed)
         network = build_architecture("iresnet18", embedding_dim=8, input_size=16)
         card = {"format_version": 2, "arch": "iresnet18", "embedding_dim": 8, "input_size": 16}
+        card["recipe"] = {"data": "elsewhere/train-2.tar"}
         save_model(folder / "networks" / name, network, card | {"preprocessing": preprocessing})
     return folder
 
@@ -502,10 +504,13 @@ def test_a_run_of_fonts_is_embedded_once_with_the_views_of_its_long_tail(
     folder, lines = small_run(tmp_path / "fonts"), []
     source = data.fonts_source(folder, "before", "after", tmp_path / "cache", lines.append)
     assert len(lines) == 2 * 4
-    assert {name: len(each) for name, each in source.fitted.items()} == {"balanced": 12, "long-tailed": 16}
+    for each in source.fitted.values():  # characters 0 and 1 were trained on
+        assert set(each.identities - 0x4E00) == {2, 3, 4, 5}
+    assert len(source.fitted["balanced"]) == 4 * 3
     tail = source.fitted["long-tailed"]
     counts = np.unique(tail.identities, return_counts=True)[1]
-    assert sorted(counts, reverse=True) == [max(1, round(7 * r ** -(np.log(7) / np.log(6)))) for r in range(1, 7)]
+    of_all = [max(1, round(7 * r ** -(np.log(7) / np.log(6)))) for r in range(1, 7)]
+    assert sorted(counts, reverse=True) == of_all[:4]  # the known ones have one sample each
     commonest = tail.identities == np.unique(tail.identities)[counts.argmax()]
     assert len(np.unique(tail.originals[commonest])) == 3  # seven samples are views of three images
     assert len(np.unique(tail.old[commonest], axis=0)) == 7
@@ -520,6 +525,17 @@ def test_a_run_of_fonts_is_embedded_once_with_the_views_of_its_long_tail(
         data.fonts_source(folder, "missing", "after", tmp_path / "cache", lines.append)
     with pytest.raises(FileNotFoundError, match="no images in"):
         data.fonts_source(tmp_path, "before", "after", tmp_path / "cache", lines.append)
+
+
+@pytest.mark.parametrize(("tar", "words"), [("train.tar", "saw every training character"), (None, "names no tar of")])
+def test_maps_are_not_fitted_to_what_networks_were_trained_on(tmp_path: Path, tar: str | None, words: str) -> None:
+    data = module("data")
+    folder = small_run(tmp_path / "fonts")
+    path = folder / "networks" / "before" / "card.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"recipe": {"data": tar}}))
+    with pytest.raises(ValueError, match=words):
+        data.fonts_source(folder, "before", "after", tmp_path / "cache", print)
 
 
 def test_without_a_run_there_is_nothing_to_measure_and_no_failure(

@@ -98,7 +98,7 @@ def test_a_given_start_is_where_it_starts(straight):
     torch.testing.assert_close(fitted.network(vectors), start(vectors))
     held_out = np.flatnonzero(identity_folds(straight, 5, seed=0) == 0)
     judged = HeldOutRetrieval(straight, held_out, "new-to-old", seed=0).score(as_map(start))
-    assert fitted.facts["start"] == judged.to_dict()
+    assert fitted.facts["start"] == pytest.approx(judged.to_dict(), abs=1e-6)
     assert fitted.facts["linear_baseline"]["mean_reciprocal_rank"] > judged.mean_reciprocal_rank
     assert any("added nothing" in note for note in fitted.notes)
 
@@ -368,3 +368,12 @@ def test_networks_are_trained_on_a_gpu_as_on_the_cpu(straight, family):
     assert found == pytest.approx([record["loss"] for record in run.history], rel=0.02)
     assert {parameter.device.type for parameter in fitted.network.parameters()} == {"cpu"}  # it is saved from there
     assert fit_network(straight, replace(options, precision="bf16")).facts["precision"] == "bf16"
+
+
+def test_training_goes_on_where_everything_held_out_is_found(straight):
+    fitted = fit_network(straight, replace(QUICK, transformer="mlp", epochs=30))
+    epochs = fitted.facts["epochs"]
+    found = [epoch["held_out_reciprocal_rank"] for epoch in epochs]
+    first = found.index(max(found))
+    assert first < len(found) - 1  # else nothing is shown
+    assert fitted.facts["best_epoch"] > first

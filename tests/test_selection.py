@@ -110,7 +110,8 @@ def test_a_summary_is_over_all_queries_of_all_folds():
     ]
     ranked = [judge.rank(lambda v: v)[0] for judge in judges]
     ranks = np.concatenate([r.reciprocal_ranks for r in ranked])
-    expected = HeldOutScore("item", 40, 100, float((ranks == 1).mean()), float(ranks.mean()))
+    margins = np.concatenate([r.margins for r in ranked])
+    expected = HeldOutScore("item", 40, 100, float((ranks == 1).mean()), float(ranks.mean()), float(margins.mean()))
     assert judges[0].summary(ranked) == expected
     assert expected.to_dict() == {
         "relevance": "item",
@@ -118,7 +119,34 @@ def test_a_summary_is_over_all_queries_of_all_folds():
         "gallery": 100,
         "recall_at_1": expected.recall_at_1,
         "mean_reciprocal_rank": expected.mean_reciprocal_rank,
+        "mean_margin": expected.mean_margin,
     }
+
+
+def test_margins_are_of_the_first_right_and_the_first_wrong_neighbour():
+    world = plant(identities=8, samples=4, noise=0.6)
+    pairs = Pairs.from_arrays(world.old, world.new, world.labels)
+    judge = HeldOutRetrieval(pairs, np.arange(12), "new-to-old", seed=0)
+    matrix = np.random.default_rng(0).standard_normal((world.new.shape[1], world.old.shape[1])).astype(np.float32)
+    found = judge.rank(lambda v: v @ matrix)[0]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (world.new @ matrix, world.old)]
+    margins = []
+    for row in range(12):
+        cosines, same = unit[1] @ unit[0][row], world.labels == world.labels[row]
+        margins.append(cosines[same & (np.arange(len(same)) != row)].max() - cosines[~same].max())
+    np.testing.assert_allclose(found.margins, margins, atol=1e-5)
+    assert ((found.margins > 0) == (found.reciprocal_ranks == 1)).all()
+
+
+def test_where_ranks_are_equal_the_wider_margin_is_better():
+    def score(rank: float, margin: float) -> HeldOutScore:
+        return HeldOutScore("label", 10, 100, rank, rank, margin)
+
+    assert score(1.0, 0.3).beats(score(1.0, 0.2))
+    assert not score(1.0, 0.2).beats(score(1.0, 0.3))
+    assert not score(1.0, 0.2).beats(score(1.0, 0.2))
+    assert score(0.9, 0.1).beats(score(0.8, 0.5))
+    assert not score(0.8, 0.5).beats(score(0.9, 0.1))
 
 
 @pytest.mark.parametrize("direction", ["new-to-old", "old-to-new"])

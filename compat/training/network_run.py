@@ -191,6 +191,6 @@ class NetworkRun(EpochRun):
         """The score of the network as it is, in float32 on the CPU, which is kept where it is the best one."""
         frozen = copy.deepcopy(self.network).cpu()
         score = self.judge.score(as_map(frozen))
-        if score.mean_reciprocal_rank > self.best.mean_reciprocal_rank:
+        if score.beats(self.best):
             self.best, self.best_epoch, self.best_network = score, number, frozen
         return score

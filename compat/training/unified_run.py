@@ -142,7 +142,7 @@ class UnifiedRun(EpochRun):
         seconds = time.perf_counter() - started
         frozen = self._frozen()
         score = self.judge.both(as_map(frozen[0]), as_map(frozen[1]), self.dim)
-        if score.mean_reciprocal_rank > self.best.mean_reciprocal_rank:
+        if score.beats(self.best):
             self.best, self.best_epoch, self.best_maps = score, number, frozen
         record = {
             "epoch": number + 1,
