@@ -90,14 +90,18 @@ def migrate(options: MigrateOptions) -> None:
 
     source, target, state = options.source, options.target, options.state
     if options.step == "switch":
+        back = switch.way_back(source, target, options.serve_as, state=state)
         found = switch.switch(source, target, options.serve_as or "", state=state)
-        print(f"{found.name} leads to {found.target}; before: {found.before or 'nowhere'}")
+        print(f"{found.name} leads to {found.target}; before: {found.before or 'nowhere'}; {back}")
         if not tells_contents(locate(source)[0]):
             print(f"rows written to {found.source} since it was last read are not in it: --step run brings them over")
     elif options.step == "switch-back":
-        print(f"back as before the switch; {switch.switch_back(source, target, state=state)}")
+        print(f"the name leads back; {switch.switch_back(source, target, state=state)}")
     elif options.step == "finalise":
-        print(switch.finalise(source, target, discard_old=options.discard_old == "yes", state=state))
+        from compat.migration.progress import ProgressLines
+
+        old, look = options.discard_old == "yes", ProgressLines("looked at")
+        print(switch.finalise(source, target, discard_old=old, state=state, on_look=look))
     elif options.step == "discard":
         print(switch.discard(source, target, state=state))
     else:
@@ -105,6 +109,13 @@ def migrate(options: MigrateOptions) -> None:
 
 
 def _mapped_step(options: MigrateOptions) -> object:
+    from compat.migration.early import require_locations, require_possible
+
+    source, target = options.source, options.target
+    if options.step == "verify":
+        require_locations(source, target)
+    else:
+        require_possible(source, target, state=options.state, workers=options.workers, scheduler=options.scheduler)
     from compat.migration.plan import plan_migration
     from compat.migration.progress import ProgressLines
     from compat.migration.run import migrate_gallery, verify_migrated

@@ -3,7 +3,7 @@
 python examples/lance_gallery.py maps/old-to-new stores/gallery-old lance:tables/gallery queries_new.npy
 """
 
-import sys
+from argparse import ArgumentParser
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from compat.migration.run import migrate_gallery
 from compat.transformers.artefact import load_transformer
 
 
-def main() -> None:
+def main(folder: str, source: str, target: str, queries: str) -> None:
     """Print the ids of each query's first five items."""
-    folder, source, target, queries = sys.argv[1:]
     transformer = load_transformer(folder)
     migrate_gallery(source, transformer, target)
     gallery = BridgedGallery(target)  # it says itself whose queries search it, and in what form
@@ -23,4 +22,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = ArgumentParser(description=__doc__)
+    for word in ("folder", "source", "target", "queries"):
+        parser.add_argument(word)
+    try:
+        main(**vars(parser.parse_args()))
+    except (ValueError, OSError, ImportError) as mistake:
+        parser.error(str(mistake))

@@ -6,7 +6,7 @@ The table stays as it is, the search and its index are PostgreSQL's. The passwor
 """
 
 import os
-import sys
+from argparse import ArgumentParser
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from compat.migration.bridged import BridgedGallery
 from compat.transformers.artefact import load_transformer
 
 
-def main() -> None:
+def main(folder: str, queries: str) -> None:
     """Print the ids of each query's first five items."""
-    folder, queries = sys.argv[1:]
     transformer = load_transformer(folder).without_correction()
     # A table that the toolkit did not write cannot tell which model made its vectors, so we say it.
     gallery = BridgedGallery(os.environ["GALLERY"], transformer, space=transformer.gallery_space)
@@ -25,4 +24,13 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = ArgumentParser(description=__doc__)
+    for word in ("folder", "queries"):
+        parser.add_argument(word)
+    given = parser.parse_args()
+    if "GALLERY" not in os.environ:
+        parser.error("GALLERY is not set; set it to postgresql://user@host/database/table")
+    try:
+        main(**vars(given))
+    except (ValueError, OSError, ImportError) as mistake:
+        parser.error(str(mistake))

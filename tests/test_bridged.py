@@ -59,7 +59,7 @@ def test_queries_find_the_same_in_every_engine_through_a_map_and_after_migration
 ):
     bridged, migrated = (uri_of(scheme, tmp_path, name, postgres, schema) for name in ("bridged", "migrated"))
     convert(ConvertOptions(str(old.path), bridged))
-    migrate_gallery(str(old.path), turned("old-to-new"), migrated)
+    migrate_gallery(str(old.path), turned("old-to-new"), migrated, state=tmp_path / "state")
     queries = turned("old-to-new").transform(WORLD.old[::10] + 0.3)
     expected, scores = slow_neighbours(turned("new-to-old").transform(queries), WORLD.old, NAMES)
     for gallery in (BridgedGallery(bridged, turned("new-to-old")), BridgedGallery(migrated)):
@@ -97,7 +97,7 @@ def test_a_correction_is_served_where_the_gallery_holds_its_dimension_and_refuse
     transformer = corrected_map(world, direction)
     source = write_store(tmp_path / "old", world.old[HELD], name="old", ids=[IDS[row] for row in HELD])
     lifted, plain = (uri_of(scheme, tmp_path, name, postgres, schema) for name in ("lifted", "plain"))
-    migrate_gallery(str(source), transformer, lifted)
+    migrate_gallery(str(source), transformer, lifted, state=tmp_path / "state")
     queries = world.new[:20]
     served = transformer.serve_gallery(world.old[HELD], [IDS[row] for row in HELD]).astype(np.float64)
     scores = transformer.serve_queries(queries).astype(np.float64) @ served.T

@@ -35,9 +35,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def example(name, *words, variables=None, given=None):
-    """What an example prints."""
-    done = subprocess.run(
+def ran(name, *words, variables=None, given=None):
+    return subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *map(str, words)],
         env=environment() | (variables or {}),
         input=given,
@@ -45,6 +44,20 @@ def example(name, *words, variables=None, given=None):
         text=True,
         check=False,
     )
+
+
+def mistake(name, *words):
+    """The last line of an example that ends with a mistake, the lines before it being its usage."""
+    done = ran(name, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: {name}")
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def example(name, *words, variables=None, given=None):
+    """What an example prints."""
+    done = ran(name, *words, variables=variables, given=given)
     assert (done.returncode, done.stderr) == (0, "")
     return [line.split() for line in done.stdout.splitlines()]
 
@@ -58,9 +71,11 @@ def test_faiss_gallery(folder):
     index = faiss.IndexFlatIP(8)
     index.add(unit_rows(WORLD.old))
     faiss.write_index(index, str(folder / "old.faiss"))
-    assert example("faiss_gallery.py", folder / "back", folder / "old.faiss", folder / "queries.npy") == expected(
-        range(60)
-    )
+    words = ("faiss_gallery.py", folder / "back", folder / "old.faiss", folder / "queries.npy")
+    assert example(*words) == expected(range(60))
+    (folder / "old.faiss").unlink()
+    convert(ConvertOptions(str(folder / "old"), f"faiss:{folder}/old.faiss"))
+    assert example(*words) == expected()
 
 
 def test_pgvector_gallery(folder, postgres: RealPostgres, schema):
@@ -72,7 +87,21 @@ def test_pgvector_gallery(folder, postgres: RealPostgres, schema):
 
 def test_lance_gallery(folder):
     target = f"lance:{folder}/gallery"
-    assert example("lance_gallery.py", folder / "forth", folder / "old", target, folder / "queries.npy") == expected()
+    words = (folder / "old", target, folder / "queries.npy")
+    assert example("lance_gallery.py", folder / "forth", *words) == expected()
+    other = LinearMap.from_arrays(TURN[:, ::-1], np.zeros(12))
+    Transformer("procrustes", "old-to-new", OLD, NEW, other).save(folder / "other")
+    assert "gallery" in mistake("lance_gallery.py", folder / "other", *words)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_without_arguments_an_example_says_how_it_is_called(path):
+    assert "the following arguments are required: " in mistake(path.name)
+
+
+def test_without_its_variable_an_example_says_so(monkeypatch):
+    monkeypatch.delenv("GALLERY", raising=False)
+    assert "GALLERY is not set; set it to" in mistake("pgvector_gallery.py", "map", "queries.npy")
 
 
 @pytest.mark.skipif(

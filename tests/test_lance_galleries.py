@@ -305,6 +305,16 @@ def test_a_card_of_a_later_version_or_damaged_is_one_line(uri):
 def test_the_engine_is_listed():
     assert GALLERIES["lance"] is engine
     shutil.rmtree("nowhere", ignore_errors=True)
-    with pytest.raises(FileNotFoundError, match="no gallery at"):
+    with pytest.raises(FileNotFoundError, match=r"no gallery at .*, nor another; correct the place"):
         open_source("lance:nowhere/table")
     assert not Path("nowhere").exists()
+
+
+def test_one_that_is_not_there_is_told_with_those_that_are(uri):
+    written(uri, 3)
+    nosuch = f"lance:{Path(location(uri)).parent}/nosuch"
+    for work in (open_source, digest):
+        with pytest.raises(FileNotFoundError, match="no such table, found old; name one of them"):
+            work(nosuch)
+    with pytest.raises(FileNotFoundError, match="no such table, found old; name one of them"):
+        engine.put(location(nosuch), rows(0, 1))

@@ -163,7 +163,7 @@ def test_recall_of_an_index_is_that_of_a_slow_computation(old, tmp_path):
     spoiled = [["none", *ids[1:]] for ids in right]
     found = verify_search(gallery, queries, lambda _queries, _k: spoiled)
     assert (found.queries, found.k, found.recall) == (7, 10, pytest.approx(0.9))
-    assert str(found) == "its index finds 90.0% of the 10 nearest of 7 queries"
+    assert str(found) == "its search finds 90.0% of the 10 nearest of 7 queries"
 
 
 def test_verify_searches_with_the_queries_given(old, tmp_path):
@@ -185,3 +185,63 @@ def test_verify_searches_with_the_queries_given(old, tmp_path):
     with pytest.raises(WrongSpace, match=r"old is in old \(8-D\), expected new \(12-D\), which the queries are in"):
         verify_migrated(old, turned(), str(tmp_path / "new"), queries=old, search=search)
     assert EmbeddingStore.open(old).space == OLD
+
+
+def test_what_is_cheap_to_tell_is_told_before_the_map_is_loaded(old, tmp_path, capsys):
+    table = "postgresql://nobody@localhost:1/db/table"
+    for target, more, told in [
+        ("lance:place/new?indx=hnsw", (), "has an option 'indx', expected one of"),
+        (f"{table}?type=float", (), "has type=float, expected one of vector, halfvec"),
+        ("new.npy", ("--source", table, "--workers", "2"), "is read by one process only, as it may change"),
+        (str(tmp_path / "old2"), (), "old2 holds another gallery, which is left alone; name another target"),
+    ]:
+        if target.endswith("old2"):
+            write_store(tmp_path / "old2", np.eye(12, dtype=np.float32))
+        given = ["--transformer", str(tmp_path / "none"), "--source", old, "--target", target, *more]
+        assert migrate.main(given) == 2
+        assert told in capsys.readouterr().err  # and nothing of the missing transformer
+
+
+def test_a_dead_scheduler_is_told_of_soon_and_leaves_nothing(old, tmp_path, capsys, monkeypatch):
+    from compat.migration import early
+
+    monkeypatch.setattr(early.require_scheduler, "__kwdefaults__", {"seconds": 1.2})
+    before = sorted(tmp_path.rglob("*"))
+    began = time.monotonic()
+    assert migrate.main(words(tmp_path, tmp_path / "new", "--scheduler", "tcp://127.0.0.1:1")) == 2
+    error = capsys.readouterr().err
+    assert "waiting for tcp://127.0.0.1:1\n" in error
+    assert "error: no dask scheduler answers at tcp://127.0.0.1:1 (Connection refused); start one with" in error
+    assert time.monotonic() - began < 10
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("rows", [10, 1024, 1025, 2000, 4000, 5000])
+def test_no_row_of_a_plan_is_looked_at_twice(tmp_path, rows):
+    from dataclasses import replace
+
+    unit = EmbeddingSpace("old", None, 8, True)
+    with EmbeddingStore.create(tmp_path / "old", unit) as store:
+        import polars as pl
+
+        store.append(pl.DataFrame({"item_id": range(rows)}), np.eye(8, dtype=np.float32)[np.arange(rows) % 8])
+        store.commit()
+    plan = plan_migration(str(tmp_path / "old"), replace(turned(), source=unit), str(tmp_path / "new"))
+    found = int(str(plan).partition("norms: ")[2].split()[0])
+    assert min(rows, 4096) - 4 < found <= min(rows, 4096)
+
+
+def test_a_map_of_queries_is_told_to_need_no_migration(old, tmp_path, capsys):
+    from compat.transformers.artefact import Transformer
+    from compat.transformers.linear import LinearMap
+
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0][:, :8]
+    Transformer("procrustes", "new-to-old", space("new", 12), OLD, LinearMap.from_arrays(turn, np.zeros(8))).save(
+        tmp_path / "back"
+    )
+    given = ["--transformer", str(tmp_path / "back"), "--source", old, "--target", str(tmp_path / "new")]
+    assert migrate.main(given) == 2
+    error = capsys.readouterr().err
+    assert "needs no migration" in error
+    assert "python -m compat.export --format faiss, onnx or numpy" in error
+    assert error.count("\n") == 1

@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(gallery):
     EmbeddingStore.create(gallery / "empty", OLD).close()
     stranger = replace(turned(), source=space("third", 8))
     for source, transformer, error, message in [
-        (old, turned("new-to-old"), WrongSpace, r"direction is new-to-old \(it maps queries .*expected old-to-new"),
+        (old, turned("new-to-old"), WrongSpace, r"direction is new-to-old: it maps queries .*needs no migration"),
         (old, stranger, WrongSpace, r"the transformer's source is third \(8-D\), the vectors given are in old"),
         (str(gallery / "empty"), turned(), ValueError, "empty is empty; there is nothing to migrate"),
         (str(gallery / "nowhere"), turned(), FileNotFoundError, "no embedding store at"),
@@ -315,8 +315,11 @@ def test_a_store_that_was_exchanged_is_followed_where_that_can_be_and_refused_el
     with pytest.raises(ValueError, match=r"8 updated, 0 removed\), and .*new.npy is a file, which takes no changes"):
         migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new.npy"))
     shutil.rmtree(tmp_path / "new.migration")
-    with pytest.raises(FileExistsError, match=r"another origin \(source_digest differ\)"):
-        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    shutil.rmtree(tmp_path / "old")
+    write_store(tmp_path / "old", np.eye(8)[:7])  # with no state left the two are compared
+    result = migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    assert result.changes is not None
+    assert (result.changes.updated, result.changes.removed, result.changes.count) == (7, 1, 8)
 
 
 def test_a_file_that_changed_is_not_gone_on_with(tmp_path):
@@ -392,7 +395,7 @@ def test_without_its_correction_a_transformer_writes_plain_vectors(hubs):
         migrate_gallery(str(folder / "old"), transformer, str(folder / "new"))
     back = corrected_map(world, "new-to-old")
     for transformer, correction in ((back, False), (back.without_correction(), True)):
-        with pytest.raises(WrongSpace, match=r"direction is new-to-old \(it maps queries .*expected old-to-new"):
+        with pytest.raises(WrongSpace, match=r"direction is new-to-old: it maps queries .*needs no migration"):
             migrate_gallery(str(folder / "old"), transformer, str(folder / "x"), correction=correction)
     write_store(folder / "third", world.old, name="third")
     with pytest.raises(WrongSpace, match=r"the transformer's target is old \(8-D\), .* in third"):

@@ -3,13 +3,14 @@
 import numpy as np
 import polars as pl
 import pytest
-from migrating import turned
+from migrating import OLD, turned
 from real_postgres import RealPostgres, postgres, schema  # noqa: F401 - fixtures
 
 from compat.migration.run import Pause, migrate_gallery, verify_migrated
 from compat.migration.state import state_folder
 from compat.transformers.artefact import WrongSpace
 from stores.galleries import open_source
+from stores.store import EmbeddingStore
 
 
 def literal(vector):
@@ -184,13 +185,80 @@ def test_a_changed_name_or_label_is_a_change(people, tmp_path):
     }
 
 
-def test_without_a_record_of_the_rows_nothing_is_passed_off_as_followed(people, tmp_path):
-    """A row of another vector leaves the ids as they were, and no sample need hit it."""
-    uri = people.server.uri(f"{people.schema}.people_new")
+@pytest.mark.parametrize("target", ["postgresql", "halfvec", "lance", "qdrant", "zarr"])
+def test_without_a_record_of_the_rows_source_and_target_are_compared(people, tmp_path, target):
+    """A row of another vector or name leaves the ids as they were, and no sample need hit it."""
+    uri = people.server.uri(f"{people.schema}.people_new", **({"type": "halfvec"} if target == "halfvec" else {}))
+    if target in ("lance", "qdrant", "zarr"):
+        uri = f"{target}:{tmp_path}/place/new"
     migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "state")
+    same = migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "gone")
+    assert same.changes is not None
+    assert same.changes.count == 0
     people.insert("p0123", random_rows(1, 5)[0])
-    with pytest.raises(ValueError, match=r"people.* may have changed since .*no record of its rows; .*--step discard"):
-        migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "another")
+    people.insert("late", random_rows(1, 6)[0])
+    people.delete("p0007")
+    people.server.execute(f"UPDATE {people.schema}.people SET name = 'other' WHERE person = 'p0009'")
+    changes = migrate_gallery(people.uri, turned(), uri, source_space="old", state=tmp_path / "another").changes
+    assert changes is not None
+    assert (changes.inserted, changes.updated, changes.removed, changes.settled) == (1, 2, 1, True)
+    found = pl.concat([batch.items for batch in open_source(uri).scan(100)])
+    assert dict(found.select("item_id", "name").iter_rows())["p0009"] == "other"
+    if target != "halfvec":
+        assert_migrated(uri, people.vectors)
+    assert sorted(path.name for path in (tmp_path / "another").iterdir()) == [".lock", "sorted.records", "state.json"]
+
+
+def test_a_file_that_is_final_takes_no_changes_and_says_which_there_are(people, tmp_path):
+    target = str(tmp_path / "new.npy")
+    migrate_gallery(people.uri, turned(), target, source_space="old", state=tmp_path / "state")
+    change(people)
+    with pytest.raises(ValueError, match=r"2 rows inserted, 1 updated, 1 removed\), and .* is a file, which takes"):
+        migrate_gallery(people.uri, turned(), target, source_space="old", state=tmp_path / "another")
+
+
+def test_a_store_that_changed_after_the_end_is_followed_too(tmp_path):
+    with EmbeddingStore.create(tmp_path / "old", OLD) as store:
+        store.append(pl.DataFrame({"item_id": [f"i{row}" for row in range(50)]}), random_rows(50))
+        store.commit()
+    source, target = str(tmp_path / "old"), str(tmp_path / "new")
+    migrate_gallery(source, turned(), target, state=tmp_path / "state")
+    with EmbeddingStore.open(source) as store:
+        store.put(pl.DataFrame({"item_id": ["i3", "late"]}), random_rows(2, 9))
+        store.forget(["i4"])
+    changes = migrate_gallery(source, turned(), target, state=tmp_path / "another").changes
+    assert changes is not None
+    assert (changes.inserted, changes.updated, changes.removed) == (1, 1, 1)
+    assert_migrated(target, held(source))
+
+
+def test_changes_of_an_interrupted_run_are_in_the_total(people, tmp_path, monkeypatch):
+    from stores.galleries import postgres as engine
+
+    uri = people.server.uri(f"{people.schema}.people_new")
+    settings = {"source_space": "old", "state": tmp_path / "state", "batch_rows": 32}
+    migrate_gallery(people.uri, turned(), uri, **settings)
+    change(people, 0)
+    migrate_gallery(people.uri, turned(), uri, **settings)
+    change(people, 1)
+    put = engine.put
+
+    def put_and_die(*args):
+        put(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "put", put_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        migrate_gallery(people.uri, turned(), uri, **settings)
+    monkeypatch.undo()
+    people.delete("p0002")
+    result = migrate_gallery(people.uri, turned(), uri, **settings)
+    total = result.changes_in_all
+    assert total is not None
+    assert (total.inserted, total.updated, total.removed) == (4, 2, 3)  # as each was done, once
+    again = str(migrate_gallery(people.uri, turned(), uri, **settings))
+    assert "301 vectors (301 of them from an earlier run)" in again
+    assert "(since it began 4 inserted, 2 updated and 3 removed)" in again
 
 
 def test_a_file_takes_no_changes_once_it_is_whole(people, tmp_path):
@@ -236,7 +304,9 @@ def test_a_bare_table_needs_its_space_by_name_and_the_right_one(people, tmp_path
     people.server.execute(f"CREATE TABLE {people.schema}.wide (person text PRIMARY KEY, face vector(9) NOT NULL)")
     people.server.execute(f"INSERT INTO {people.schema}.wide VALUES ('a', %s)", [literal(np.ones(9))])
     wide = people.server.uri(f"{people.schema}.wide", id="person", vector="face")
-    with pytest.raises(ValueError, match=r"vectors have 9 dimensions, expected 8"):
+    with pytest.raises(
+        ValueError, match=r"wide.* holds vectors of 9 dimensions, expected 8 as old .*take a transformer"
+    ):
         migrate_gallery(wide, turned(), str(tmp_path / "new.npy"), source_space="old")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,14 +8,15 @@ import pytest
 from migrating import OLD, turned
 from planted import plant, write_store
 from real_postgres import postgres, schema  # noqa: F401 - fixtures
-from test_migration_live import People, held
+from test_migration_live import People, held, random_rows
 
 from compat import migrate
 from compat.migration.run import Pause, migrate_gallery
-from compat.migration.state import state_folder
-from compat.migration.switch import discard, finalise, status, switch, switch_back
+from compat.migration.state import identity, state_folder
+from compat.migration.switch import discard, finalise, status, switch, switch_back, way_back
+from stores.convert import ConvertOptions, convert
 from stores.durable import StoreLocked
-from stores.galleries import open_source, zarr_store
+from stores.galleries import open_source, redact, zarr_store
 from stores.store import EmbeddingStore
 
 
@@ -79,12 +80,14 @@ def test_on_request_the_old_table_is_deleted_at_the_end(people, tmp_path):
     s = {"state": tmp_path / "state"}
     migrate_gallery(source, turned(), target, source_space="old", **s)
     assert switch(source, target, "served", **s).before is None
-    with pytest.raises(ValueError, match="served did not exist before the switch, so there is nothing to go back to"):
-        switch_back(source, target, **s)
+    assert "lets served lead to postgresql:" in status(source, target, **s)
+    switch_back(source, target, **s)
+    assert held(people.server.uri(f"{people.schema}.served", id="person", vector="face")).keys() == held(source).keys()
+    assert switch(source, target, "served", **s).before is not None
     people.server.execute(f"DROP VIEW {people.schema}.served")
     with pytest.raises(ValueError, match=r"served does not lead to .*people_new.* any more"):
         finalise(source, target, discard_old=True, **s)
-    assert switch(source, target, "served", **s).before is None  # as the message says
+    switch(source, target, "served", **s)  # as the message says
     assert "was deleted" in finalise(source, target, discard_old=True, **s)
     assert "people" not in names(people)
     assert "people_new" in names(people)
@@ -286,10 +289,11 @@ def test_the_steps_of_the_command(people, tmp_path, capsys):
     assert "checked: 40 ids" in capsys.readouterr().out
     for step, told in [
         (["status"], "copied and checked; --step switch"),
-        (["switch", "--serve-as", "served"], "before: nowhere\nrows written to "),
+        (["switch", "--serve-as", "served"], "before: nowhere; --step switch-back lets served lead to "),
         (["status"], "served leads to it"),
         (["finalise", "--discard-old", "yes"], "was deleted"),
-        (["status"], "was begun; begin: --step run"),
+        (["status"], "people_new?host="),
+        (["status"], "finished; postgresql:"),
     ]:
         assert migrate.main([*common, "--step", *step]) == 0
         assert told in capsys.readouterr().out
@@ -302,3 +306,80 @@ def test_the_steps_of_the_command(people, tmp_path, capsys):
         error = capsys.readouterr().err
         assert told in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "lance", "qdrant", "zarr"])
+def test_a_name_that_was_not_there_before_is_led_to_the_old_gallery(people, tmp_path, engine):
+    source, target, name = (f"{engine}:{tmp_path}/place/{each}" for each in ("old", "new", "served"))
+    s = {"state": tmp_path / "state"}
+    if engine == "postgresql":
+        source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+        name = people.server.uri(f"{people.schema}.served", id="person", vector="face")
+    else:
+        convert(ConvertOptions(source=people.uri, target=source, space_name="old"))
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    assert "lets served lead to" in way_back(source, target, "served", **s)
+    assert switch(source, target, "served", **s).before is None
+    assert open_source(name.partition("&id")[0]).dim == 12
+    with pytest.raises(ValueError, match="--step switch-back first"):
+        discard(source, target, **s)
+    assert f"finalise comes next (--step switch-back lets served lead to {redact(source)})" in status(
+        source, target, **s
+    )
+    switch_back(source, target, **s)
+    assert open_source(name).dim == 8
+    discard(source, target, **s)
+
+
+def test_where_nothing_leads_back_the_name_is_removed_by_hand(people, tmp_path):
+    write_store(tmp_path / "old", random_rows(20))
+    source, target = str(tmp_path / "old"), people.server.uri(f"{people.schema}.people_new")
+    s = {"state": tmp_path / "state"}
+    migrate_gallery(source, turned(), target, **s)
+    switch(source, target, "served", **s)
+    told = r"served did not exist before .* cannot lead to .*old.*remove served with the tools of its engine"
+    for step in (switch_back, discard):
+        with pytest.raises(ValueError, match=told):
+            step(source, target, **s)
+    people.server.execute(f"DROP VIEW {people.schema}.served")
+    assert "does not lead to it any more; --step switch" in status(source, target, **s)
+    assert "was deleted" in discard(source, target, **s)
+    assert "people_new" not in names(people)
+
+
+def test_after_the_end_the_gallery_itself_tells(people, tmp_path):
+    source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+    s = {"state": tmp_path / "state"}
+    migrate_gallery(source, turned(), target, source_space="old", **s)
+    switch(source, target, "served", **s)
+    finalise(source, target, **s)
+    assert "people_new" in status(source, target, **s)
+    assert "is complete (40 vectors); --step run brings over" in status(source, target, **s)
+    for step in (switch_back, discard, finalise):
+        with pytest.raises(ValueError, match=r"finished; .*people_new.* is complete \(40 vectors\)"):
+            step(source, target, **s)
+    people.insert("late", np.ones(8, np.float32))
+    result = migrate_gallery(source, turned(), target, source_space="old", **s)
+    assert "1 inserted, 0 updated and 0 removed meanwhile" in str(result)
+    assert "late" in held(people.server.uri(f"{people.schema}.served"))
+    with pytest.raises(ValueError, match=rf"the view {people.schema}.served stands on .*people_new"):
+        discard(source, target, **s)
+    comment = people.server.execute(f"SELECT obj_description('{people.schema}.served'::regclass, 'pg_class')")[0][0]
+    assert comment == target
+    switch(source, target, "served", **s)
+    finalise(source, target, discard_old=True, **s)
+    assert "is gone" in status(source, target, **s)
+
+
+def test_options_in_an_address_are_no_part_of_a_migration(people, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, target = people.uri, people.server.uri(f"{people.schema}.people_new")
+    migrate_gallery(source, turned(), f"{target}&index=hnsw", source_space="old")
+    assert "copied and checked" in status(people.server.uri(f"{people.schema}.people"), target)
+    again = migrate_gallery(f"{source}&order=person", turned(), target, source_space="old")
+    assert again.rows_before == 40
+    assert len(list((tmp_path / "migrations").iterdir())) == 1
+    with pytest.raises(ValueError, match="source and target are both"):
+        migrate_gallery(source, turned(), people.server.uri(f"{people.schema}.people"))
+    assert identity("lance:a/b?index=hnsw") == identity("lance:a/b")
+    assert identity("postgresql://me:secret@host/d/t?type=halfvec&port=1") == "postgresql://me@host/d/t?port=1"

@@ -216,15 +216,22 @@ class TestOthersTables:
         assert_same(read(open_source(postgres.uri(f"{schema}.copy"))), read(source))
 
     def test_are_read_in_the_order_of_the_id_or_the_one_named(self, postgres, table):
-        uri = postgres.uri(table, order="updated_at", watermark="updated_at")
+        uri = postgres.uri(table, order="updated_at")
         source = engine.open_source(location(uri))
-        assert source.watermark == "updated_at"
         for start in (0, 5, 40):
             found = read(source, 7, start)
             assert found.items["small"].to_list() == list(range(40 - start, -1, -1))
         assert read(open_source(postgres.uri(table)), 7, 30).items["small"].to_list() == list(range(30, 41))
-        late = [batch.items["small"].to_list() for batch in source.changed_since(datetime(2024, 1, 3, tzinfo=UTC), 9)]
-        assert sorted(number for batch in late for number in batch) == [0, 1, 2]
+
+    def test_one_that_is_not_there_is_told_with_those_that_are(self, postgres, table, schema):
+        postgres.execute(f"CREATE TABLE {schema}.no_vectors (id text)")
+        with pytest.raises(FileNotFoundError, match=rf"such table, found {table}; name one of them"):
+            open_source(postgres.uri(f"{schema}.nosuch"))
+        for number in range(5):
+            postgres.execute(f"CREATE TABLE {schema}.a{number} (id text, v halfvec(2))")
+        some = ", ".join(f"{schema}.a{number}" for number in range(5))
+        with pytest.raises(FileNotFoundError, match=rf"such table, found {some} and 1 more; name one of them"):
+            digest(postgres.uri(f"{schema}.nosuch"))
 
     def test_what_is_unclear_is_refused(self, postgres, table, schema):
         uri = postgres.uri
@@ -312,7 +319,7 @@ class TestLive:
         assert digest(view) == digest(uri)
         engine.serve("faces", location(other))  # other columns, another dimension
         assert open_source(view).dim == 7
-        assert "a view or another table stands on" in complaint(engine.discard, location(other))
+        assert f"the view {schema}.faces stands on" in complaint(engine.discard, location(other))
         engine.serve(location(view), str(engine.served(location(view))))
         engine.serve(location(view), location(uri))
         engine.discard(location(other))
@@ -496,7 +503,7 @@ class TestConnections:
             ("postgresql://guarded@/postgres/t?host={host}&password={}", "refuses .* PGPASSWORD"),
             ("postgres://someone:{}@/nowhere/t?host={host}", "role .* does not exist|no database|cannot be reached"),
             ("postgresql://postgres:{}@/nowhere/t?host={host}", "no database 'nowhere'"),
-            ("postgresql://postgres:{}@/postgres/nothing?host={host}", "no gallery at"),
+            ("postgresql://postgres:{}@/postgres/nothing?host={host}", "no gallery at .*no such table.*; "),
             ("postgresql://postgres:{}@/postgres/no.thing?host={host}", "no schema 'no'"),
             ("postgresql://postgres:{}@localhost:1/postgres/t", "no server answers"),
             ("postgresql://postgres:{}@/postgres/t?host=/nowhere", "no server answers"),
@@ -562,7 +569,14 @@ class TestConnections:
         ("postgresql://:p@h/d/t", "postgresql://@h/d/t"),
         ("postgresql://u:p@p/p?p@h/d/t?password=p", "postgresql://u@h/d/t"),
         ("postgresql://u:p?p@h/d/t", "postgresql://u@h/d/t"),
+        ("postgresql://h/d/t?sslkey=/k&pass%77ord=p&sslpassword=p", "postgresql://h/d/t?sslkey=/k"),
         ("qdrant:https://u:p@h/c?api_key=p", "qdrant:https://u@h/c"),
+        ("qdrant:db/c?API_KEY=p&id=name", "qdrant:db/c?id=name"),
+        ("lance:s3://b/t?secret_access_key=p", "lance:s3://b/t"),
+        ("lance:s3://b/t?aws_secret_access_key=p&dtype=float16&aws_session_token=p", "lance:s3://b/t?dtype=float16"),
+        ("lance:az://b/t?account_key=p&sas=p&sig=p&credential=p&x-amz-signature=p", "lance:az://b/t"),
+        ("lance:db/t?token=p", "lance:db/t"),
+        ("npy:what?key=1.npy", "npy:what?key=1.npy"),
         ("gallery/of:x@y//z.npy", "gallery/of:x@y//z.npy"),
         ("parquet:a//b:c@d.parquet", "parquet:a//b:c@d.parquet"),
     ],
@@ -575,7 +589,7 @@ def test_a_public_uri_has_no_password(uri, public):
 def test_both_names_of_the_scheme_lead_here():
     assert locate("postgres://h/d/t") == locate("postgresql://h/d/t") == ("postgresql", "//h/d/t")
     assert GALLERIES["postgresql"] is engine
-    place = parse_location("//u:p@h:1/d%20b/a%2Eb.t?watermark=w&connect_timeout=3")
+    place = parse_location("//u:p@h:1/d%20b/a%2Eb.t?order=w&connect_timeout=3")
     assert (place.server, place.database, place.schema, place.table) == ("h:1", "d b", "a.b", "t")
     assert place.connection["connect_timeout"] == "3"
     assert "p" in place.connection.values()

@@ -215,7 +215,7 @@ def test_an_alias_leads_to_one_gallery_and_then_to_another(uri, tmp_path):
         engine.serve("http://localhost:6333/live", new)
     engine.discard(old)
     engine.discard(old)
-    with pytest.raises(FileNotFoundError, match="no gallery at"):
+    with pytest.raises(FileNotFoundError, match="no such collection, found live, old-new; name one of them"):
         open_source(uri)
     written(uri, 4, provenance={"map": "a third"})  # nothing is left of its card
     assert len(open_source(f"qdrant:{name}")) == 12
@@ -285,6 +285,23 @@ def test_a_name_that_qdrant_takes_not_is_refused_before_anything_is_made(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("http://host:6333/faces", True),
+        ("http://localhost:6333/faces", False),
+        ("http://[::1]:6333/faces", False),
+        ("https://host:6333/faces", False),
+    ],
+)
+def test_a_key_that_others_on_the_way_can_read_is_told_in_one_line(place, told):
+    notes = parse_location(f"{place}?api_key=secret").notes
+    assert notes == (
+        ("the key goes to http://host:6333 unencrypted; use https:// beyond a network of your own",) * told
+    )
+    assert parse_location(place).notes == ()
+
+
 def test_the_key_of_a_server_is_never_shown(monkeypatch):
     place = "http://127.0.0.1:9/faces"
     assert parse_location(place).api_key is None
@@ -294,10 +311,7 @@ def test_the_key_of_a_server_is_never_shown(monkeypatch):
     assert found.api_key == "secret/8"
     assert "secret" not in f"{found} {found!r} {found.public}"
     assert redact(f"qdrant:{place}?api_key=secret") == f"qdrant:{place}"
-    with (
-        pytest.warns(UserWarning, match="insecure"),
-        pytest.raises(ConnectionError, match=r"no server answers at qdrant:http://127.0.0.1:9/faces") as caught,
-    ):
+    with pytest.raises(ConnectionError, match=r"no server answers at qdrant:http://127.0.0.1:9/faces") as caught:
         open_source(f"qdrant:{place}?api_key=secret")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ import polars as pl
 
 from compat.migration.copying import Pause, Serve, ahead
 from compat.migration.records import (
+    FRESH,
     RECORD,
     UNKNOWN,
     IdSet,
@@ -67,6 +68,11 @@ class SourceChanges:
         passes = f"{self.passes} {'passes' if self.passes > 1 else 'pass'} over the source"
         return f"{found}, brought over in {passes}{'' if self.settled else '; it is still changing: run again'}"
 
+    @property
+    def in_all(self) -> str:
+        """The same in few words, of the whole migration."""
+        return f"since it began {self.inserted} inserted, {self.updated} updated and {self.removed} removed"
+
     def __add__(self, other: SourceChanges) -> SourceChanges:
         return SourceChanges(
             self.inserted + other.inserted,
@@ -94,6 +100,7 @@ def catch_up(
     most_passes: int = MOST_PASSES,
     settled_below: int = 1,
     unseen: Callable[[], bool] | None = None,
+    on_pass: Callable[[SourceChanges], None] | None = None,
     pause: Pause | None = None,
 ) -> SourceChanges:
     """Read a source again until it has nothing new, and apply what changed to the target.
@@ -107,6 +114,7 @@ def catch_up(
         most_passes: How often to read the source at most.
         settled_below: A pass that finds fewer changes is the last.
         unseen: Whether the source is another than when it was last looked at; None where only reading it tells.
+        on_pass: Called after each pass with what it brought over; one that is cut short is counted when it is done.
         pause: Asked between batches.
 
     Raises:
@@ -128,6 +136,8 @@ def catch_up(
             folder.copied.unlink()
         found = _one_pass(open_gallery(), serve, target, folder, batch_rows, pause)
         total += found
+        if on_pass:
+            on_pass(found)
         if unseen is None:
             if found.count < settled_below:
                 break
@@ -180,7 +190,7 @@ def not_brought_over(source: GallerySource, folder: StateFolder, batch_rows: int
         if not folder.sorted.is_file() and not folder.copied.is_file():
             raise ValueError(
                 f"{folder.folder} has no record of the rows of {folder.source}, which may have changed since they were "
-                "copied; nothing was deleted"
+                "copied; nothing was deleted. --step run compares the two and records them"
             )
         if not folder.sorted.is_file():
             sort_records(folder.copied, before)
@@ -227,12 +237,15 @@ def _compare(before: Path, now: Path, wanted: Path, gone: Path, merged: Path) ->
     fresh = altered = removed = 0
     try:
         for each in differences(before, now):
-            files[0].add(_unknown(np.union1d(each.fresh, each.altered)))
-            files[1].add(_unknown(each.gone))
+            files[0].add(_marked(np.union1d(each.fresh, each.altered)))
+            files[1].add(_marked(each.gone))
+            begun = np.unique(each.before["id"][each.before["vector"] == FRESH])  # by a pass that was cut short
+            new = np.union1d(each.fresh, np.intersect1d(begun, each.altered))
+            other = np.setdiff1d(each.altered, begun)
             kept = each.before[~np.isin(each.before["id"], each.altered)]
-            held = np.concatenate([kept, _unknown(each.fresh), _unknown(each.altered)])
+            held = np.concatenate([kept, _marked(new, FRESH), _marked(other)])
             files[2].add(held[np.argsort(held["id"], kind="stable")])
-            fresh, altered, removed = fresh + len(each.fresh), altered + len(each.altered), removed + len(each.gone)
+            fresh, altered, removed = fresh + len(new), altered + len(other), removed + len(each.gone)
         for file in files:
             file.flush()
     finally:
@@ -241,9 +254,9 @@ def _compare(before: Path, now: Path, wanted: Path, gone: Path, merged: Path) ->
     return SourceChanges(fresh, altered, removed, passes=1)
 
 
-def _unknown(ids: np.ndarray) -> np.ndarray:
+def _marked(ids: np.ndarray, mark: int = UNKNOWN) -> np.ndarray:
     records = np.empty(len(ids), RECORD)
-    records["id"], records["vector"] = ids, UNKNOWN
+    records["id"], records["vector"] = ids, mark
     return records
 
 

@@ -18,17 +18,14 @@ import numpy as np
 import polars as pl
 
 from compat.migration.copying import BATCH_ROWS, OnRows, Pause, Serve, serving
+from compat.migration.early import parts_place, require_parts
+from compat.migration.state import FILE_SCHEMES
 from compat.transformers.artefact import Transformer, load_transformer
-from stores.galleries import ENDINGS, GALLERIES, digest, locate, open_source, open_target, redact
-from stores.galleries.card import partial_path
+from stores.galleries import GALLERIES, digest, locate, open_source, open_target, redact
 from stores.galleries.gallery import GallerySource, PartsEngine
 from stores.galleries.zarr_parts import parts_begun
 from stores.parts import run_parts
 from stores.store import Batch
-
-SOURCES = ("zarr", "npy", "parquet", "arrow", "hdf5", "zarr+array")
-"""Schemes of galleries that are read from any row on without those before it, and that stay as they are meanwhile."""
-_FILES = {*ENDINGS.values(), "zarr", "csv+json"}
 
 
 class PartDone(NamedTuple):
@@ -97,7 +94,7 @@ def copy_in_parts(
         ValueError: If a gallery can be read or written by one process only, or the source changed meanwhile.
     """
     require_parts(source, target)
-    scheme, location = _parts_place(target)
+    scheme, location = parts_place(target)
     gathered = (scheme, location) != locate(target)  # for a file, made in the end
     space = transformer.served_space
     if gathered and not parts_begun(Path(location)):
@@ -118,7 +115,7 @@ def copy_in_parts(
                 source=_from_anywhere(source),
                 source_digest=provenance["source_digest"],
                 scheme=scheme,
-                location=str(Path(location).absolute()) if scheme in _FILES else location,
+                location=str(Path(location).absolute()) if scheme in FILE_SCHEMES else location,
                 rows=rows,
                 part_rows=part_rows,
                 batch_rows=batch_rows,
@@ -141,34 +138,6 @@ def copy_in_parts(
     return before
 
 
-def require_parts(source: str, target: str) -> None:
-    """Make sure that many processes can read a source and write a target.
-
-    Raises:
-        ValueError: If one process only reads or writes such a gallery.
-    """
-    if locate(source)[0] not in SOURCES:
-        raise ValueError(
-            f"{redact(source)} is read by one process only, as it may change or is read from its beginning on; "
-            f"use --workers 1 and no --scheduler (several processes read {', '.join(SOURCES)})"
-        )
-    _parts_place(target)
-
-
-def _parts_place(target: str) -> tuple[str, str]:
-    """The engine that takes a gallery's parts, and where: a file's are gathered in its hidden store.
-
-    Raises:
-        ValueError: If one process only writes such a gallery.
-    """
-    scheme, location = locate(target)
-    if isinstance(GALLERIES[scheme], PartsEngine):
-        return scheme, location
-    if scheme in _FILES - {"zarr+array"}:
-        return "zarr", str(partial_path(Path(location)))
-    raise ValueError(f"{redact(target)} is written by one process only; use --workers 1 and no --scheduler")
-
-
 def _require_unchanged(source: str, target: str, provenance: dict[str, Any]) -> None:
     if digest(source) != provenance["source_digest"]:
         raise ValueError(
@@ -180,7 +149,7 @@ def _require_unchanged(source: str, target: str, provenance: dict[str, Any]) -> 
 def _from_anywhere(uri: str) -> str:
     """A file's URI that leads to it from any working folder; others unchanged."""
     scheme, location = locate(uri)
-    return f"{scheme}:{Path(location).absolute()}" if scheme in _FILES else uri
+    return f"{scheme}:{Path(location).absolute()}" if scheme in FILE_SCHEMES else uri
 
 
 def _artefact(transformer: Transformer) -> dict[str, bytes]:

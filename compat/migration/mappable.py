@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from compat.transformers import PAIRED
 from compat.transformers.artefact import Transformer, WrongSpace
-from stores.galleries import locate, open_source, redact
+from stores.galleries import open_source, redact
+from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GallerySource
-
-
-def require_apart(source: str, target: str) -> None:
-    """Make sure that a gallery is not to be written over itself.
-
-    Raises:
-        ValueError: If source and target are the same place.
-    """
-    if locate(source) == locate(target):
-        raise ValueError(
-            f"source and target are both {redact(source)}; the old gallery is never overwritten, name another"
-        )
 
 
 def open_mappable(uri: str, transformer: Transformer, source_space: str | None = None) -> GallerySource:
@@ -29,7 +18,8 @@ def open_mappable(uri: str, transformer: Transformer, source_space: str | None =
         source_space: Name of the space of a gallery that cannot tell.
 
     Raises:
-        WrongSpace: If the name is not that of the space that the transformer expects.
+        WrongSpace: If the name is not that of the space that the transformer expects, or the vectors are longer or
+            shorter than there.
     """
     space = None
     if source_space is not None:
@@ -39,7 +29,14 @@ def open_mappable(uri: str, transformer: Transformer, source_space: str | None =
                 f"the transformer's gallery is in {space}, the name given is {source_space!r}; "
                 "use a transformer of that space"
             )
-    gallery = open_source(uri, space=space)
+    gallery = open_source(uri)
+    if space is not None:
+        if gallery.dim != space.dim:
+            raise WrongSpace(
+                f"{redact(uri)} holds vectors of {gallery.dim} dimensions, expected {space.dim} as {space} has; name "
+                "another gallery, or take a transformer fitted to this one's model"
+            )
+        gallery = AnnotatedSource(gallery, space=space)
     require_mappable(gallery, transformer, redact(uri))
     return gallery
 
@@ -66,5 +63,12 @@ def require_mappable(gallery: GallerySource, transformer: Transformer, uri: str)
         )
     if transformer.direction == "new-to-old" and transformer.correction:
         transformer.require("new-to-old", transformer.source, gallery.space)
-    else:
-        transformer.require("old-to-new", gallery.space)
+        return
+    if transformer.direction == "new-to-old":
+        raise WrongSpace(
+            "this transformer's direction is new-to-old: it maps queries into the old gallery's space, so that the "
+            f"gallery needs no migration. Search {uri} through it: python -m compat.export --format faiss, onnx or "
+            "numpy bakes it into an index or a service, and compat.migration.sql.bridge_function makes it a function "
+            "of SQL; to rewrite the gallery, train one with --direction old-to-new"
+        )
+    transformer.require("old-to-new", gallery.space)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from compat.migration.copying import BATCH_ROWS, ahead
-from compat.migration.mappable import open_mappable, require_apart, served_form
+from compat.migration.early import require_apart
+from compat.migration.mappable import open_mappable, served_form
 from compat.migration.progress import duration
-from compat.migration.state import FILE_SCHEMES, live_engine, state_folder
+from compat.migration.state import FILE_SCHEMES, live_engine, same_gallery, state_folder
 from compat.migration.trial import existing_folder, try_migration
 from compat.transformers.artefact import Transformer
 from stores.galleries import locate, open_source, redact
@@ -190,7 +191,7 @@ def _place(source: str, transformer: Transformer, target: str) -> PlanCheck:
         )
     made_by = provenance.get("transformer")
     same = isinstance(made_by, dict) and made_by.get("digest") == transformer.digest()
-    if same and provenance.get("migrated_from") == redact(source):
+    if same and same_gallery(provenance.get("migrated_from"), source):
         return PlanCheck("target", True, "this migration's result is there already")
     return PlanCheck(
         "target", False, f"{redact(target)} holds another gallery, which is left alone; name another target"
@@ -219,12 +220,12 @@ def _metric(scheme: str, space: EmbeddingSpace) -> str:
 
 def _sample(gallery: GallerySource, size: int) -> Iterator[Batch]:
     """Batches from the beginning, the end and between, where that can be had cheaply: at most so many rows each."""
-    for place in range(_SAMPLES):
-        start = (len(gallery) - min(size, len(gallery))) * place // (_SAMPLES - 1)
+    places = min(_SAMPLES, -(-len(gallery) // size))
+    size = min(size, len(gallery) // places)  # so that no row is looked at twice
+    for place in range(places):
+        start = (len(gallery) - size) * place // max(1, places - 1)
         with closing(ahead(gallery.scan(size, start=start), 1)) as batches:
             yield from (batch for _, batch in zip(range(1), batches, strict=False))
-        if len(gallery) <= size:
-            return
 
 
 def _free_bytes(location: str) -> int:

@@ -22,6 +22,8 @@ from stores.durable import sync_folder
 RECORD = np.dtype([("id", "<u8"), ("vector", "<u8")])
 UNKNOWN = 0
 """The vector's hash in a record of a row that may or may not have been written."""
+FRESH = 2**64 - 1
+"""The same of a row that was new when it was about to be written."""
 _BLOCK = 1 << 20  # records in memory at a time: 16 MiB
 _BUCKET = 1 << 18
 _SEED = 2014
@@ -47,7 +49,7 @@ def row_records(items: pl.DataFrame, vectors: np.ndarray) -> np.ndarray:
         if column.name != "item_id" and column.null_count() < len(column):  # a column of nulls may also be absent
             seed = zlib.crc32(column.name.encode())
             found += np.where(column.is_null(), np.uint64(0), column.hash(seed).to_numpy())
-    records["vector"] = np.where(found == UNKNOWN, 1, found)
+    records["vector"] = np.where((found == UNKNOWN) | (found == np.uint64(FRESH)), np.uint64(1), found)
     return records
 
 
@@ -173,18 +175,18 @@ def differences(before: Path, now: Path) -> Iterator[Differences]:
     ]
     for first, stop in zip(zip(*edges, strict=True), list(zip(*edges, strict=True))[1:], strict=False):
         old, new = np.array(earlier[first[0] : stop[0]]), np.array(later[first[1] : stop[1]])
-        places, known = _places(old["id"], new["id"])
+        places, known = places_of(old["id"], new["id"])
         altered = known.copy()
         altered[known] = old["vector"][places[known]] != new["vector"][known]
         if altered.any():  # two ids may share a hash
             altered[altered] = ~np.isin(_mixed(new[altered]), _mixed(old))
-        kept = _places(new["id"], old["id"])[1]
+        kept = places_of(new["id"], old["id"])[1]
         yield Differences(
             old, new, np.unique(new["id"][~known]), np.unique(new["id"][altered]), np.unique(old["id"][~kept])
         )
 
 
-def _places(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def places_of(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each wanted value is among ordered ones, int64 [n], and whether it is there at all, bool [n]."""
     places = np.searchsorted(ordered, wanted)
     there = places < len(ordered)
@@ -207,4 +209,4 @@ class IdSet:
 
     def holds(self, hashes: np.ndarray) -> np.ndarray:
         """Which of the hashes, uint64 [n], are among them, bool [n]."""
-        return _places(self._ids, hashes)[1]
+        return places_of(self._ids, hashes)[1]

@@ -13,7 +13,8 @@ import numpy as np
 
 from compat.migration.changes import MOST_PASSES, SourceChanges
 from compat.migration.copying import BATCH_ROWS, BATCHES_PER_COMMIT, OnRows, Pause
-from compat.migration.mappable import open_mappable, require_apart, served_form
+from compat.migration.early import require_apart
+from compat.migration.mappable import open_mappable, served_form
 from compat.migration.state import state_folder
 from compat.migration.steps import Migration
 from compat.migration.verify import MigrationCheck, Search, SearchCheck, engine_search, verify_search
@@ -50,6 +51,7 @@ class MigrationResult:
         check: How the copy compares with the source.
         queries: What becomes of a query before it searches the copy; empty where it is searched by cosine as it is.
         changes: What changed in the source meanwhile; None where it cannot.
+        changes_in_all: The same of every run of this migration.
     """
 
     source: str
@@ -59,11 +61,16 @@ class MigrationResult:
     check: MigrationCheck
     queries: str = ""
     changes: SourceChanges | None = None
+    changes_in_all: SourceChanges | None = None
 
     def __str__(self) -> str:
         before = f" ({self.rows_before} of them from an earlier run)" if self.rows_before else ""
+        if self.rows_before > self.rows:
+            before = f" (an earlier run had copied {self.rows_before})"
         search = f"; search it by inner product, each query {self.queries}" if self.queries else ""
         changes = f"; {self.changes}" if self.changes and self.changes.passes else ""
+        if self.changes and self.changes_in_all and self.changes_in_all.count > self.changes.count:
+            changes += f" ({self.changes_in_all.in_all})"
         return f"{self.rows} vectors{before} migrated to {self.target}{changes}; {self.check}{search}"
 
 
@@ -137,7 +144,9 @@ def migrate_gallery(
                 raise
             raise ValueError(f"{changes} ({error})") from None
     queries = str(work.provenance[SEARCH]["queries"]) if SEARCH in work.provenance else ""
-    return MigrationResult(redact(source), redact(target), check.rows, before, check, queries, changes)
+    state_now = work.state
+    in_all = SourceChanges(state_now.inserted, state_now.updated, state_now.removed, state_now.passes)
+    return MigrationResult(redact(source), redact(target), check.rows, before, check, queries, changes, in_all)
 
 
 @dataclass(frozen=True)

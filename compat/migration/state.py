@@ -41,6 +41,10 @@ class MigrationState:
         seen: Digest of the source as it was when its rows were last looked at; empty before every row was copied.
         name: What leads to the target; None before the switch.
         before: Where it led before, as the engine names it; None where there was no such name.
+        inserted: Rows that came to the source after they were copied, and were brought over; of all runs.
+        updated: Rows that changed there, likewise.
+        removed: Rows that went there, likewise.
+        passes: How often the source was read for that.
     """
 
     source: str
@@ -52,6 +56,10 @@ class MigrationState:
     seen: str = ""
     name: str | None = None
     before: str | None = None
+    inserted: int = 0
+    updated: int = 0
+    removed: int = 0
+    passes: int = 0
 
     def reached(self, step: str) -> bool:
         """Whether the migration came as far as a step."""
@@ -66,9 +74,13 @@ class MigrationState:
             "copying": "rows are being copied; --step run goes on",
             "copied": "every row was copied; --step run or --step verify checks it",
             "verified": "copied and checked; --step switch --serve-as NAME comes next",
-            "switched": f"{self.name} leads to it; --step switch-back or --step finalise comes next",
+            "switched": f"{self.name} leads to it; --step finalise comes next",
         }
         return f"{self.source} to {self.target}: {told[self.step]}"
+
+
+class NoMigration(ValueError):
+    """There is no state of a migration: none was begun, or it is final."""
 
 
 class StateFolder:
@@ -111,7 +123,7 @@ class StateFolder:
         body = unseal(path, version=FORMAT_VERSION)
         del body["format_version"]
         state = MigrationState(**body)
-        if (state.source, state.target) != (self.source, self.target):
+        if (identity(state.source), identity(state.target)) != (identity(self.source), identity(self.target)):
             raise ValueError(
                 f"{self.folder} is of the migration of {state.source} to {state.target}, expected {self.source} to "
                 f"{self.target}; name another folder: --state DIR"
@@ -122,11 +134,11 @@ class StateFolder:
         """The state of a migration that was begun.
 
         Raises:
-            ValueError: If there is none.
+            NoMigration: If there is none.
         """
         state = self.read()
         if state is None:
-            raise ValueError(
+            raise NoMigration(
                 f"no migration of {self.source} to {self.target} was begun ({self.folder} holds none); begin with "
                 "--step run, or name its folder: --state DIR"
             )
@@ -166,6 +178,8 @@ class StateFolder:
         """Delete the folder's files of a migration, and the folder where nothing else is in it."""
         (self.folder / STATE).unlink(missing_ok=True)
         if self.folder.is_dir():
+            for path in self.folder.glob("adoption-*"):  # of a process that died
+                shutil.rmtree(path)
             for path in [*self.folder.glob("*.records"), *self.folder.glob("*.tmp"), self.folder / ".lock"]:
                 path.unlink(missing_ok=True)
             if not any(self.folder.iterdir()):
@@ -184,9 +198,33 @@ def state_folder(source: str, target: str, folder: str | Path | None = None) -> 
             path = Path(location)
             folder = path.with_name(f"{path.name}.migration")
         else:
-            told = json.dumps([redact(source), redact(target)])
+            told = json.dumps([identity(source), identity(target)])
             folder = Path("migrations") / hashlib.sha256(told.encode()).hexdigest()[:16]
     return StateFolder(Path(folder), source, target)
+
+
+def identity(uri: str) -> str:
+    """What tells one gallery from another: its URI without a password and without options such as `?index=hnsw`.
+
+    Of PostgreSQL's, those that say which server it is stay.
+
+    Raises:
+        ValueError: If it is no URI.
+    """
+    scheme, place = locate(uri)
+    if scheme not in CHANGING:
+        return redact(uri)
+    told, mark, query = redact(f"{scheme}:{place}").partition("?")
+    kept = "&".join(each for each in query.split("&") if scheme == "postgresql" and each.partition("=")[0] in _SERVERS)
+    return f"{told}{mark}{kept}" if kept else told
+
+
+_SERVERS = ("host", "hostaddr", "port", "service")
+
+
+def same_gallery(told: object, uri: str) -> bool:
+    """Whether a provenance tells of the gallery that a URI names, whatever options the two are written with."""
+    return isinstance(told, str) and bool(told) and identity(told) == identity(uri)
 
 
 FILE_SCHEMES = {*ENDINGS.values(), "zarr", "csv+json"}

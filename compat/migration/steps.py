@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from compat.migration.adoption import record_held_rows
 from compat.migration.changes import LiveGallery, SourceChanges, catch_up
 from compat.migration.copying import OnRows, Pause, WatchedSource, copy_rows, serving
-from compat.migration.distribute import copy_in_parts, require_parts
+from compat.migration.distribute import copy_in_parts
+from compat.migration.early import require_parts, require_scheduler
 from compat.migration.mappable import open_mappable
 from compat.migration.records import IdSet, RecordFile, hash_scheme, sort_records
-from compat.migration.state import MigrationState, StateFolder, live_engine, tells_contents
-from compat.migration.verify import MigrationCheck, verify_migration
+from compat.migration.state import MigrationState, StateFolder, live_engine, same_gallery, tells_contents
+from compat.migration.verify import MigrationCheck, keeps_halves, verify_migration
 from compat.transformers.artefact import Transformer
 from compat.transformers.serving import SEARCH, search_record
 from stores.galleries import digest, locate, open_source, open_target, redact, zarr_store
@@ -52,11 +54,14 @@ class Migration:
             gallery = open_mappable(self.source, self.served, self.source_space)
         self.provenance = self._provenance(now, len(gallery))
         found = self.folder.read()
-        if found is not None and self.live and _same_work(found.provenance, self.provenance):
-            self.provenance = found.provenance  # what the target was begun with, whatever changed since
+        earlier = found.provenance if found else self._finished_before()
+        if self.live and _same_work(earlier, self.provenance):
+            self.provenance = earlier  # what the target was begun with, whatever changed since
         many = (workers > 1 or scheduler is not None) and not (found is not None and found.reached("copied"))
         if many:
             require_parts(self.source, self.target)
+            if scheduler is not None:  # before anything is made
+                require_scheduler(scheduler)
             if now != self.provenance["source_digest"]:  # of an earlier run; its parts are of another version
                 self._require_same_source()
         if found is None:  # first, so that a target that is begun is known to be ours, whatever the source becomes
@@ -83,6 +88,13 @@ class Migration:
         finally:
             written.close()
         return before
+
+    def _finished_before(self) -> dict[str, Any]:
+        """What a target says of its origin that was whole before there was any state; empty where none is."""
+        try:
+            return open_source(self.target).provenance
+        except (FileNotFoundError, ValueError):  # nothing, or unfinished
+            return {}
 
     def look(self, written: GallerySource) -> None:
         """Take up a migration whose target is there, without writing to it."""
@@ -200,6 +212,8 @@ class Migration:
 
         if self.folder.copied.is_file() or self.folder.sorted.is_file():
             self._require_hashes()
+        elif not tells_contents(self.source_scheme) or digest(self.source) != self.state.seen:
+            self._adopt(live)
         changes = catch_up(
             self._looked_at,
             serving(self.served, None),
@@ -209,11 +223,39 @@ class Migration:
             most_passes=most_passes,
             settled_below=settled_below,
             unseen=unseen if tells_contents(self.source_scheme) else None,
+            on_pass=self._count,
             pause=self.pause,
         )
         if seen and changes.settled and seen[-1] != self.state.seen:
             self.state = self.folder.write(replace(self.state, seen=seen[-1]))
         return changes
+
+    def _adopt(self, live: LiveGallery | None) -> None:
+        """Find out what a whole target holds of the source, where no record tells, as after it was final."""
+        held = live.engine.open_source(live.location) if live else open_source(self.target)
+        record_held_rows(
+            self._looked_at(),
+            serving(self.served, None),
+            held,
+            self.folder.sorted,
+            cosine=self.served.served_space.similarity == "cosine",
+            halves=keeps_halves(held),
+            batch_rows=self.batch_rows,
+            pause=self.pause,
+        )
+        self.state = self.folder.write(replace(self.state, hashes=hash_scheme()))
+
+    def _count(self, found: SourceChanges) -> None:
+        state = self.state
+        self.state = self.folder.write(
+            replace(
+                state,
+                inserted=state.inserted + found.inserted,
+                updated=state.updated + found.updated,
+                removed=state.removed + found.removed,
+                passes=state.passes + found.passes,
+            )
+        )
 
     def check(self) -> MigrationCheck:
         """Compare the target with the source as they are now."""
@@ -256,6 +298,7 @@ class Migration:
 
 
 def _same_work(found: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """Whether two provenances differ in nothing but how the source was at the time."""
-    moving = {"source_rows", "source_digest"}
-    return {k: v for k, v in found.items() if k not in moving} == {k: v for k, v in expected.items() if k not in moving}
+    """Whether two provenances differ in nothing but how the source was at the time, and with which options."""
+    moving = {"source_rows", "source_digest", "migrated_from"}
+    same = all(found.get(key) == expected.get(key) for key in {*found, *expected} - moving)
+    return same and same_gallery(found.get("migrated_from"), expected["migrated_from"])

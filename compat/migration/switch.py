@@ -6,20 +6,26 @@ that a name leads to is ever deleted.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compat.migration.changes import SourceChanges, not_brought_over, source_changed
-from compat.migration.copying import BATCH_ROWS
-from compat.migration.state import MigrationState, StateFolder, live_engine, state_folder, tells_contents
+from compat.migration.copying import BATCH_ROWS, OnRows, WatchedSource
+from compat.migration.names import is_same, name_location, naming_engine, one_place, with_credentials
+from compat.migration.state import (
+    MigrationState,
+    NoMigration,
+    StateFolder,
+    live_engine,
+    same_gallery,
+    state_folder,
+    tells_contents,
+)
 from stores.galleries import digest, locate, open_source, open_target, redact
 from stores.galleries.card import GalleryCard, card_path, partial_path
-from stores.galleries.gallery import LiveEngine
 from stores.space import EmbeddingSpace
 
 
@@ -42,10 +48,10 @@ def switch(source: str, target: str, name: str, *, state: str | Path | None = No
     with _held(source, target, state) as (folder, found):
         if not found.reached("verified"):
             raise ValueError(f"{folder.target} was not checked yet; run --step run or --step verify first")
-        engine, location = _engine(target)
-        place = _name_location(target, name)
+        engine, location = naming_engine(target)
+        place = name_location(target, name)
         led_to = engine.served(place)
-        there = _is_same(led_to, location)
+        there = is_same(led_to, location)
         earlier = found.before if found.name == redact(name) else None
         if found.reached("switched"):
             if found.name != redact(name):
@@ -61,28 +67,80 @@ def switch(source: str, target: str, name: str, *, state: str | Path | None = No
 
 
 def switch_back(source: str, target: str, *, state: str | Path | None = None) -> MigrationState:
-    """Let the name lead again to what it led to before the switch.
+    """Let the name lead again to what it led to before the switch; a new name to the old gallery, see `way_back`.
 
     Raises:
-        ValueError: If there was no switch, or the name led nowhere before.
+        ValueError: If there was no switch, or there is nothing that the name can lead to.
     """
     with _held(source, target, state) as (folder, found):
-        if found.name is None or not _is_served(target, found):
+        if found.name is None or not (found.reached("switched") or _is_served(target, found)):
             raise ValueError(f"no name was switched to {folder.target}; there is nothing to switch back")
-        if found.before is None:
-            raise ValueError(
-                f"{found.name} did not exist before the switch, so there is nothing to go back to; let it lead "
-                "elsewhere with the tools of its engine, or leave it"
-            )
-        engine, _ = _engine(target)
-        engine.serve(_name_location(target, found.name), _with_credentials(target, locate(found.before)[1]))
+        back = _way_back(source, target, found)
+        if back is None:
+            raise ValueError(_no_way_back(folder, found.name))
+        engine, _ = naming_engine(target)
+        engine.serve(name_location(target, found.name), with_credentials(target, locate(back)[1]))
         return folder.write(replace(found.at("verified"), name=None, before=None))
 
 
-def finalise(source: str, target: str, *, discard_old: bool = False, state: str | Path | None = None) -> str:
+def way_back(source: str, target: str, name: str | None = None, *, state: str | Path | None = None) -> str:
+    """What `switch_back` will do, or does after a switch of this name, in a sentence.
+
+    A name that led nowhere before the switch is let lead to the old gallery, where one name can lead to both.
+    """
+    folder = state_folder(source, target, state)
+    found = folder.read() or MigrationState(source=folder.source, target=folder.target)
+    if name and found.name != redact(name):
+        engine, location = naming_engine(target)
+        led_to = engine.served(name_location(target, name))
+        before = None if led_to is None or is_same(led_to, location) else redact(f"{locate(target)[0]}:{led_to}")
+        found = replace(found, name=redact(name), before=before)
+    back = _way_back(source, target, found)
+    if back is None:
+        return _no_way_back(folder, found.name or "the name")
+    return f"--step switch-back lets {found.name or 'the name'} lead to {redact(back)}"
+
+
+def _way_back(source: str, target: str, found: MigrationState) -> str | None:
+    """URI that a name is led to when it is switched back; None where it led nowhere and cannot lead to the source."""
+    if found.before is not None:
+        return found.before
+    scheme, there = locate(source)
+    if scheme != locate(target)[0] or live_engine(scheme) is None or not one_place(scheme, source, target):
+        return None
+    try:
+        own = open_source(source).space is not None
+    except (OSError, ValueError):
+        return None
+    # A view shows any table; a link or an alias leads to a gallery of the toolkit's only.
+    return f"{scheme}:{there}" if own or scheme == "postgresql" else None
+
+
+def _no_way_back(folder: StateFolder, name: str) -> str:
+    return (
+        f"{name} did not exist before the switch and cannot lead to {folder.source}, so there is nothing to go back "
+        f"to; remove {name} with the tools of its engine to undo the switch, and --step discard deletes {folder.target}"
+    )
+
+
+def finalise(
+    source: str,
+    target: str,
+    *,
+    discard_old: bool = False,
+    state: str | Path | None = None,
+    on_look: OnRows | None = None,
+) -> str:
     """End a migration whose gallery is served: forget its state, and on request delete the old gallery.
 
     A file, which no name leads to, is taken for served, and nothing old is deleted then.
+
+    Args:
+        source: URI of the old gallery.
+        target: URI of the new one.
+        discard_old: Whether to delete the old one.
+        state: Folder of the migration's state; None for the usual one.
+        on_look: Called with (rows read, rows in all) while the old gallery is read a last time; another thread does.
 
     Returns:
         What was done, and what could go.
@@ -105,8 +163,8 @@ def finalise(source: str, target: str, *, discard_old: bool = False, state: str 
                 f"{folder.target} is not served yet ({found.step}); nothing old goes before --step switch --serve-as "
                 "NAME"
             )
-        engine, location = _engine(target)
-        if not _is_same(engine.served(_name_location(target, found.name)), location):
+        engine, location = naming_engine(target)
+        if not is_same(engine.served(name_location(target, found.name)), location):
             raise ValueError(f"{found.name} does not lead to {folder.target} any more; --step switch again")
         if not discard_old:
             folder.remove()
@@ -115,7 +173,7 @@ def finalise(source: str, target: str, *, discard_old: bool = False, state: str 
         old_engine = live_engine(scheme)
         if old_engine is None:
             raise ValueError(f"{folder.source} is a file, which is yours to delete; leave out --discard-old")
-        _require_followed(source, folder, found, read=True)
+        _require_followed(source, folder, found, read=True, on_look=on_look)
         old_engine.discard(old)
         folder.remove()
         return f"{found.name} leads to {folder.target}; {folder.source} was deleted"
@@ -132,7 +190,9 @@ def discard(source: str, target: str, *, state: str | Path | None = None) -> str
         ValueError: If a name leads to the target, or no migration of these was begun.
     """
     with _held(source, target, state) as (folder, found):
-        if found.reached("switched") or _is_served(target, found):
+        if _is_served(target, found):
+            if _way_back(source, target, found) is None:
+                raise ValueError(_no_way_back(folder, str(found.name)))
             raise ValueError(f"{found.name} leads to {folder.target}; --step switch-back first")
         if locate(source) == locate(target):
             raise ValueError(f"source and target are both {folder.target}; nothing is deleted")
@@ -151,30 +211,61 @@ def discard(source: str, target: str, *, state: str | Path | None = None) -> str
 
 
 def status(source: str, target: str, *, state: str | Path | None = None) -> str:
-    """How far a migration is, in a sentence."""
+    """How far a migration is, and what comes next, in a sentence."""
     folder = state_folder(source, target, state)
     found = folder.read()
-    return str(found) if found else f"no migration of {folder.source} to {folder.target} was begun; begin: --step run"
+    if found is None:
+        ended = _ended(source, folder, target)
+        return ended or f"no migration of {folder.source} to {folder.target} was begun; begin: --step run"
+    if not found.reached("switched"):
+        return str(found)
+    told = f"{folder.source} to {folder.target}: "
+    try:
+        there = _is_served(target, found)
+    except OSError:  # no server answers
+        return str(found)
+    if not there:
+        return f"{told}{found.name} does not lead to it any more; --step switch --serve-as NAME again"
+    return f"{told}{found.name} leads to it; --step finalise comes next ({way_back(source, target, state=state)})"
+
+
+def _ended(source: str, folder: StateFolder, target: str) -> str | None:
+    """What is to be said of a migration that is final, so that only its gallery tells of it; None of any other."""
+    try:
+        written = open_source(target)
+    except (OSError, ValueError):
+        return None
+    if not same_gallery(written.provenance.get("migrated_from"), source):
+        return None
+    told = f"{folder.source} to {folder.target}: finished; {folder.target} is complete ({len(written)} vectors)"
+    if _digest_or_none(source) is None:
+        return f"{told}, and {folder.source} is gone"
+    return f"{told}; --step run brings over what changed in {folder.source} since"
 
 
 @contextmanager
 def _held(source: str, target: str, state: str | Path | None) -> Iterator[tuple[StateFolder, MigrationState]]:
     """A migration that was begun, with nobody else at work on it."""
     folder = state_folder(source, target, state)
-    folder.require()
+    try:
+        folder.require()
+    except NoMigration as error:
+        raise NoMigration(_ended(source, folder, target) or str(error)) from None
     with folder.alone():
         yield folder, folder.require()
 
 
 def _is_served(target: str, found: MigrationState) -> bool:
     """Whether a name was switched to the target, also by a switch that died before it could say so."""
-    if found.reached("switched") or found.name is None:
-        return found.reached("switched")
-    engine, location = _engine(target)
-    return _is_same(engine.served(_name_location(target, found.name)), location)
+    if found.name is None:
+        return False
+    engine, location = naming_engine(target)
+    return is_same(engine.served(name_location(target, found.name)), location)
 
 
-def _require_followed(source: str, folder: StateFolder, found: MigrationState, *, read: bool = False) -> None:
+def _require_followed(
+    source: str, folder: StateFolder, found: MigrationState, *, read: bool = False, on_look: OnRows | None = None
+) -> None:
     """Make sure that nothing came to the source since it was last looked at; one that is gone takes no more.
 
     Args:
@@ -182,6 +273,7 @@ def _require_followed(source: str, folder: StateFolder, found: MigrationState, *
         folder: The migration's.
         found: Its state.
         read: Whether to read every row of a source whose digest does not tell; else such a one passes.
+        on_look: Called with (rows read, rows in all) while it is read.
 
     Raises:
         ValueError: If something did.
@@ -190,7 +282,11 @@ def _require_followed(source: str, folder: StateFolder, found: MigrationState, *
     if now is None:
         return
     if not tells_contents(locate(source)[0]):
-        changes = not_brought_over(open_source(source), folder, BATCH_ROWS) if read else SourceChanges()
+        changes = SourceChanges()
+        if read:
+            gallery = open_source(source)
+            watched = WatchedSource(gallery, on_look) if on_look else gallery
+            changes = not_brought_over(watched, folder, BATCH_ROWS)
         if changes.count:
             raise ValueError(f"{source_changed(folder, changes)}; --step run brings that over")
     elif now != found.seen:
@@ -215,54 +311,3 @@ def _discard_files(path: Path) -> None:
         if card is None and path.is_file():  # put in place by a run that died before it wrote the card
             path.unlink()
         shutil.rmtree(partial)
-
-
-def _engine(target: str) -> tuple[LiveEngine, str]:
-    scheme, location = locate(target)
-    engine: Any = live_engine(scheme)
-    if engine is None or not hasattr(engine, "serve"):
-        raise ValueError(
-            f"{redact(target)} is a file, which no name can be led to; tell what searches it where it is, and end "
-            "with --step finalise"
-        )
-    return engine, location
-
-
-def _name_location(target: str, name: str) -> str:
-    """Where a name is, as the target's engine takes it; a bare name is beside the target."""
-    scheme, location = locate(target)
-    if re.match(r"[A-Za-z][A-Za-z0-9+]*:", name):
-        other, place = locate(name)
-        if other != scheme:
-            raise ValueError(f"{redact(name)} is of the kind {other}, expected {scheme} as the target is")
-        return _with_credentials(target, place) if "//" in place else place
-    if "/" in name:
-        return name
-    if not name:
-        raise ValueError("--serve-as names nothing; give the name of a view, alias or link")
-    path, mark, query = location.partition("?")
-    head, slash, last = path.rpartition("/")
-    schema, dot, _ = last.partition(".")
-    if scheme == "postgresql" and dot and "." not in name:
-        name = f"{schema}.{name}"
-    return f"{head}{slash}{name}{mark}{query}"
-
-
-def _with_credentials(target: str, location: str) -> str:
-    """A location without a password, with what the target's has to log in."""
-    own = re.match(r"(//[^/?]*@)", locate(target)[1])
-    if not own or not location.startswith("//"):
-        return location
-    return own[1] + re.sub(r"^//([^/?]*@)?", "", location)
-
-
-def _is_same(led_to: str | None, location: str) -> bool:
-    """Whether a name leads to a location, whatever options and passwords the two are written with."""
-    if led_to is None:
-        return False
-    if location.startswith("//"):
-        ends = [re.sub(r"^//([^/]*@)?", "", each.partition("?")[0]).split("/") for each in (led_to, location)]
-        names = [end[-1].rpartition(".") for end in ends]
-        same_schema = names[0][0] == names[1][0] or not names[1][0] or not names[0][0]
-        return ends[0][:-1] == ends[1][:-1] and names[0][2] == names[1][2] and same_schema
-    return Path(led_to).resolve() == Path(location).resolve()

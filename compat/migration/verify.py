@@ -63,7 +63,7 @@ class MigrationCheck:
 
 @dataclass(frozen=True)
 class SearchCheck:
-    """How much of what exact search finds the gallery's own index finds.
+    """How much of what exact search finds the gallery's own search finds, through its index where it has one.
 
     Attributes:
         queries: Searched for.
@@ -76,7 +76,7 @@ class SearchCheck:
     recall: float
 
     def __str__(self) -> str:
-        return f"its index finds {self.recall:.1%} of the {self.k} nearest of {self.queries} queries"
+        return f"its search finds {self.recall:.1%} of the {self.k} nearest of {self.queries} queries"
 
 
 def verify_migration(
@@ -104,7 +104,7 @@ def verify_migration(
     """
     if len(source) != len(target) and not any_order:
         raise ValueError(f"the migrated gallery has {len(target)} rows, its source {len(source)}; migrate again")
-    compare = _Comparison(transformer, precise=not _keeps_halves(target))
+    compare = _Comparison(transformer, precise=not keeps_halves(target))
     in_order = len(source) == len(target) and _compare_in_order(source, target, compare, sample, offsets, any_order)
     if not in_order:
         compare = _Comparison(transformer, precise=compare.precise)
@@ -146,7 +146,8 @@ class _Comparison:
         return MigrationCheck(rows, self.sampled, None, self.furthest, in_order)
 
 
-def _keeps_halves(target: GallerySource) -> bool:
+def keeps_halves(target: GallerySource) -> bool:
+    """Whether a gallery keeps three digits of a number."""
     return any("three digits" in note for note in getattr(target, "notes", ()))
 
 

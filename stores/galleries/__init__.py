@@ -30,7 +30,7 @@ from stores.galleries import (
 )
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
-from stores.galleries.postgres_location import public_uri
+from stores.galleries.postgres_location import public_uri, without_secrets
 from stores.space import EmbeddingSpace
 
 __all__ = [
@@ -103,10 +103,15 @@ def locate(uri: str) -> tuple[str, str]:
 
 
 def redact(uri: str) -> str:
-    """A gallery's URI without the password in it, for messages, provenance and logs; other URIs unchanged."""
+    """A gallery's URI without passwords and keys in it, for messages, provenance and logs; other URIs unchanged."""
     if re.match(r"postgres(ql)?:(?!//)", uri):  # nobody knows where in it a password may be
         return uri.partition(":")[0] + ":..."
-    return public_uri(uri) if re.match(r"[A-Za-z][A-Za-z0-9+]*:([A-Za-z]+:)?//", uri) else uri
+    if re.match(r"[A-Za-z][A-Za-z0-9+]*:([A-Za-z][A-Za-z0-9+.-]*:)?//", uri):
+        return public_uri(uri)
+    place, mark, query = uri.partition("?")
+    if not mark or place.partition(":")[0] not in CHANGING:  # a file's name may hold a question mark
+        return uri
+    return place + (f"?{kept}" if (kept := without_secrets(query)) else "")
 
 
 def open_source(

@@ -99,7 +99,7 @@ def verified_card(path: Path) -> GalleryCard | None:
     if partial_path(path).is_dir():
         raise ValueError(f"{path} is unfinished; run the command that writes it again")
     if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
+        what = "it is a folder, name a file" if path.is_dir() else "there is no such file; correct the path"
         raise FileNotFoundError(f"no gallery at {path}: {what}")
     return None
 

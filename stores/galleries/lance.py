@@ -21,7 +21,7 @@ from stores.galleries.batching import of_size
 from stores.galleries.card import row_numbers
 from stores.galleries.gallery import row_ranges
 from stores.galleries.lance_live import discard, erase, erasing, put, remove, residue, serve, served
-from stores.galleries.lance_location import LanceLocation, open_table, parse_location, reported
+from stores.galleries.lance_location import LanceLocation, no_table, open_table, parse_location, reported
 from stores.galleries.lance_table import ITEM_ID, ROW, VECTOR, read_card, require_complete, verify_files
 from stores.galleries.lance_target import HALF_NOTE, LanceTarget
 from stores.space import EmbeddingSpace
@@ -59,7 +59,7 @@ class LanceSource:
     def __init__(self, location: LanceLocation) -> None:
         table = open_table(location)
         if table is None:
-            raise FileNotFoundError(f"no gallery at {location}: there is no such table")
+            raise no_table(location)
         self._location = location
         card = read_card(location, table)
         if card is not None:
@@ -162,6 +162,6 @@ def digest(location: str) -> str:
     """
     place = parse_location(location)
     if open_table(place) is None:
-        raise FileNotFoundError(f"no gallery at {place}: there is no such table")
+        raise no_table(place)
     where = str(place.path.resolve()) if place.path is not None else str(place)
     return hashlib.sha256(f"lance:{where}".encode()).hexdigest()

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from stores.chunks import DamagedStore
 from stores.durable import StoreLocked, WriterLock
+from stores.galleries.missing import missing
 
 NUMBERS = ("float32", "float16")
 INDEXES = ("none", "ivf_pq", "hnsw")
@@ -118,6 +119,14 @@ def open_table(location: LanceLocation, *, version: int | None = None) -> Any:
         if version is not None:
             table.checkout(version)
         return table
+
+
+def no_table(location: LanceLocation) -> FileNotFoundError:
+    """The error of a table that is not there; a bucket is not listed for it."""
+    if location.path is None:
+        return missing(location, "table", None)
+    folders = location.path.parent.glob("[!.]*.lance")
+    return missing(location, "table", [each.stem for each in folders if (each / "_versions").is_dir()])
 
 
 def connect(location: LanceLocation) -> Any:

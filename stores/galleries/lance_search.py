@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stores.galleries.found import Neighbours, neighbours, require_searchable
-from stores.galleries.lance_location import open_table, parse_location, reported
+from stores.galleries.lance_location import no_table, open_table, parse_location, reported
 from stores.galleries.lance_table import ITEM_ID, VECTOR, read_card, require_complete
 from stores.space import Similarity
 
@@ -27,7 +27,7 @@ def search(location: str, queries: np.ndarray, k: int, similarity: Similarity) -
     place = parse_location(location)
     table = open_table(place)
     if table is None:
-        raise FileNotFoundError(f"no gallery at {place}: there is no such table")
+        raise no_table(place)
     card = read_card(place, table)
     if card is not None:
         require_complete(place, card)

@@ -18,7 +18,7 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.durable import sha256_of
-from stores.galleries.lance_location import LanceLocation, open_table
+from stores.galleries.lance_location import LanceLocation, no_table, open_table
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
@@ -134,7 +134,7 @@ def complete_table(location: LanceLocation) -> tuple[Any, LanceCard]:
     """
     table = open_table(location)
     if table is None:
-        raise FileNotFoundError(f"no gallery at {location}: there is no such table")
+        raise no_table(location)
     card = read_card(location, table)
     if card is None:
         raise ValueError(f"{location} was not written by this toolkit, which changes no rows of it; do it yourself")

@@ -1,9 +1,8 @@
 """A gallery in a table of PostgreSQL with pgvector: `postgresql://user@host:port/database/table?option=value`.
 
 Options: `id=` and `vector=` name the columns of somebody else's table, `order=` the column that its rows are read in
-the order of, `watermark=` one that grows whenever a row changes; `type=vector|halfvec` and `index=none|hnsw|ivfflat`
-are of a table that is written. A view that shows one gallery is read as that gallery. Needs psycopg, the extra
-`postgres`, and pgvector 0.7 or later in the database.
+the order of; `type=vector|halfvec` and `index=none|hnsw|ivfflat` are of a table that is written. A view that shows one
+gallery is read as that gallery. Needs psycopg, the extra `postgres`, and pgvector 0.7 or later in the database.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from stores.galleries.postgres_live import discard, put, remove, serve, served
 from stores.galleries.postgres_location import connected, parse_location
 from stores.galleries.postgres_parts import begin_parts, finish_parts, hold_parts, parts_done, write_part
 from stores.galleries.postgres_source import PostgresSource
-from stores.galleries.postgres_table import base_of, find_table
+from stores.galleries.postgres_table import base_of, find_table, no_table
 from stores.galleries.postgres_target import PostgresTarget
 from stores.space import EmbeddingSpace
 
@@ -61,7 +60,7 @@ def digest(location: str) -> str:
     with connected(place) as connection:
         table = find_table(connection, place)
         if table is None:
-            raise FileNotFoundError(f"no gallery at {place}: there is no such table")
+            raise no_table(connection, place)
         table = base_of(connection, table) or table
         try:
             server = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stores.chunks import DamagedStore
 from stores.durable import StoreLocked
 from stores.galleries.postgres_location import PostgresLocation
-from stores.galleries.postgres_table import EMBEDDING, ITEM_ID, ROW, Table, base_of, find_table
+from stores.galleries.postgres_table import EMBEDDING, ITEM_ID, ROW, Table, base_of, find_table, no_table
 from stores.space import EmbeddingSpace
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def complete_table(
     if table is None:
         card = read_card(connection, location, schema, location.table)
         if card is None:
-            raise FileNotFoundError(f"no gallery at {location}: there is no such table")
+            raise no_table(connection, location)
     if card is not None and not card.complete:
         raise ValueError(
             f"{location} is unfinished, it has {card.rows} rows so far; run the command that writes it again"

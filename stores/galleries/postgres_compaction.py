@@ -12,7 +12,6 @@ from stores.galleries.postgres_location import connected, parse_location
 from stores.galleries.postgres_table import base_of
 
 _SERVER = "no file of the table holds their bytes, but the server's log, its replicas and backups may"
-_OTHERS = "the table is not the toolkit's: their bytes are there until its owner runs VACUUM FULL on it"
 _LOCK_SECONDS = 10
 
 
@@ -40,16 +39,20 @@ def compact(location: str) -> str | None:
 
     with connected(place) as connection:
         table, card = complete_table(connection, place)
-        if card is None:
-            return _OTHERS
         table = base_of(connection, table) or table
+        named = Identifier(table.schema, table.name)
+        if card is None:
+            return (
+                "the table is not the toolkit's: their bytes are there until its owner runs VACUUM FULL "
+                f"{named.as_string(connection)}"
+            )
         place = replace(place, schema=table.schema, table=table.name)
         lock_writer(connection, place, table.schema)
         connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{_LOCK_SECONDS}s"])
         file = "SELECT pg_relation_filenode(%s::oid)"
         before = connection.execute(file, [table.oid]).fetchone()
         connection.add_notice_handler(hear)
-        connection.execute(SQL("VACUUM (FULL, VERBOSE, ANALYZE) {}").format(Identifier(table.schema, table.name)))
+        connection.execute(SQL("VACUUM (FULL, VERBOSE, ANALYZE) {}").format(named))
         if connection.execute(file, [table.oid]).fetchone() == before:  # no error, the server merely warns
             raise PermissionError(
                 f"the rows are taken out, but only its owner may write {place} anew; let its owner run the same command"

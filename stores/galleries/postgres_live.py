@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import psycopg
 
 _INCOMING = "embedding_gallery_incoming"
+_SCHEME = "postgresql:"  # in a view's comment; releases before wrote none
 _SWITCH_SECONDS = 5  # a view's new readers wait behind whoever waits to replace it
 
 
@@ -183,7 +184,7 @@ def serve(name: str, location: str) -> None:
             connection.execute(
                 SQL("CREATE VIEW {} AS SELECT * FROM {}").format(target, Identifier(table.schema, table.name))
             )
-            connection.execute(SQL("COMMENT ON VIEW {} IS {}").format(target, Literal(place.public)))
+            connection.execute(SQL("COMMENT ON VIEW {} IS {}").format(target, Literal(str(place))))
             for role, privileges, grantable in rights:
                 connection.execute(
                     SQL("GRANT {} ON {} TO {}{}").format(
@@ -235,13 +236,13 @@ def served(name: str) -> str | None:
             return None
         noted = connection.execute("SELECT obj_description(%s, 'pg_class')", [found.oid]).fetchone()
         if noted and noted[0] and _leads_to(connection, noted[0], base):
-            return noted[0]
+            return noted[0].removeprefix(_SCHEME)
         return view.beside(base.schema, base.name)
 
 
 def _leads_to(connection: psycopg.Connection[Any], location: str, base: Table) -> bool:
     try:
-        table = find_table(connection, parse_location(location))
+        table = find_table(connection, parse_location(location.removeprefix(_SCHEME)))
     except ValueError:  # somebody's own comment
         return False
     return table is not None and table.oid == base.oid
@@ -267,13 +268,25 @@ def discard(location: str) -> None:
         with changing(connection, place, schema):
             if table is not None:
                 try:
-                    connection.execute(SQL("DROP TABLE {}").format(Identifier(table.schema, table.name)))
+                    with connection.transaction():  # so that what stands on it can still be asked for
+                        connection.execute(SQL("DROP TABLE {}").format(Identifier(table.schema, table.name)))
                 except errors.DependentObjectsStillExist:
+                    names = ", ".join(_standing_on(connection, table)) or "a view or another table"
                     raise ValueError(
-                        f"a view or another table stands on {place}; serve another gallery under its name first"
+                        f"{names} stands on {place}; let the name lead to another gallery first, or drop it"
                     ) from None
             if read_card(connection, place, schema, place.table) is not None:
                 for cards in (CARDS, PARTS):
                     connection.execute(
                         SQL("DELETE FROM {} WHERE gallery = {}").format(Identifier(schema, cards), Literal(place.table))
                     )
+
+
+def _standing_on(connection: psycopg.Connection[Any], table: Table) -> list[str]:
+    """Views, as they are written in SQL, that show a table."""
+    found = connection.execute(
+        "SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid "
+        "WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = %s AND r.ev_class <> d.refobjid ORDER BY 1",
+        [table.oid],
+    ).fetchall()
+    return [f"the view {each}" for (each,) in found]

@@ -21,16 +21,10 @@ if TYPE_CHECKING:
 
 VECTOR_TYPES = ("vector", "halfvec")
 INDEXES = ("none", "hnsw", "ivfflat")
-_OPTIONS = ("id", "vector", "type", "index", "order", "watermark")
-_SECRETS = (
-    "password",
-    "sslpassword",
-    "oauth_client_secret",
-    "scram_client_key",
-    "scram_server_key",
-    "api_key",
-    "token",
-)
+_OPTIONS = ("id", "vector", "type", "index", "order")
+_SECRET = re.compile(r"(?i)key|secret|token|passw|pwd|sas|sig(nature)?$|credential")
+"""Names of options whose values are never shown: libpq's, Qdrant's, and those of the stores of S3 and Azure."""
+_FILES = ("sslkey", "sslkeylogfile")  # of libpq: a path, which whoever connects again needs
 _PLACE = re.compile(r"[^:/]*(:\d+)?(,[^:/]*(:\d+)?)*/[^/]+/[^/]+")
 """Hosts, a database, a table."""
 _LONGEST_NAME = 63  # bytes; PostgreSQL cuts off what is longer, and two names may then be one
@@ -53,7 +47,6 @@ class PostgresLocation:
         type: Type of the column of vectors that is written.
         index: Index that is built when every row is in.
         order: Column that rows are read in the order of; None for the key.
-        watermark: Column that grows whenever a row changes; None where there is none.
     """
 
     public: str
@@ -67,7 +60,6 @@ class PostgresLocation:
     type: str = "vector"
     index: str = "none"
     order: str | None = None
-    watermark: str | None = None
 
     def __str__(self) -> str:
         return f"postgresql:{self.public}"
@@ -93,8 +85,17 @@ def public_uri(location: str) -> str:
     if path == rest:
         place, mark, query = place.partition("?")
     user = secret.partition(":")[0]
-    kept = [each for each in query.split("&") if each and each.partition("=")[0].lower() not in _SECRETS]
-    return f"{head}{slashes}{user}{at}{place}" + ("?" + "&".join(kept) if mark and kept else "")
+    kept = without_secrets(query)
+    return f"{head}{slashes}{user}{at}{place}" + (f"?{kept}" if mark and kept else "")
+
+
+def without_secrets(query: str) -> str:
+    """The options of a location, less those whose name says that they hold a secret."""
+    return "&".join(each for each in query.split("&") if each and not _is_secret(unquote(each.partition("=")[0])))
+
+
+def _is_secret(name: str) -> bool:
+    return name not in _FILES and _SECRET.search(name) is not None
 
 
 def parse_location(location: str) -> PostgresLocation:
@@ -126,7 +127,7 @@ def parse_location(location: str) -> PostgresLocation:
             raise ValueError(f"{shown} has {name}={options[name]}, expected one of {', '.join(choices)}")
     schema, dot, relation = table.partition(".")
     names = [unquote(each) for each in ((schema, relation) if dot else (schema,))]
-    for name in (*names, *(options[key] for key in ("id", "vector", "order", "watermark") if key in options)):
+    for name in (*names, *(options[key] for key in ("id", "vector", "order") if key in options)):
         require_name(name)
     return PostgresLocation(
         public=public,
@@ -279,7 +280,8 @@ def _unreachable(location: PostgresLocation, told: str) -> Exception:
 
 def _first_line(location: PostgresLocation, told: str) -> str:
     line = " ".join((told.strip().split("\n") or [""])[0].split())[:300]
-    for name in _SECRETS:
-        for secret in {location.connection.get(name, ""), quote(location.connection.get(name, ""), safe="")} - {""}:
-            line = line.replace(secret, "...")
+    for name, value in location.connection.items():
+        if _is_secret(name):
+            for secret in {value, quote(value, safe="")} - {""}:
+                line = line.replace(secret, "...")
     return line

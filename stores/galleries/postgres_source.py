@@ -29,9 +29,6 @@ class PostgresSource:
     Rows of the toolkit's own tables come in the order of `row`, those of others in the order of `?order=`, then of the
     id. Each scan sees the table as it is when the scan begins; `len` is what it was when the source was opened.
 
-    Attributes:
-        watermark: The column named by `?watermark=`, which grows whenever a row changes; None without.
-
     Args:
         location: The table.
 
@@ -57,7 +54,6 @@ class PostgresSource:
             self.dim: int = card.space.dim if card else self._dimension(connection)
         self.space = card.space if card else None
         self.provenance: dict[str, Any] = card.provenance if card else {}
-        self.watermark = location.watermark
         self.notes = (HALF_NOTE,) if self._selection.vector[1].sent == "halfvec" else ()
 
     def __repr__(self) -> str:
@@ -76,22 +72,6 @@ class PostgresSource:
             where = self._from(connection, start) if start else SQL("")
             if where is not None:
                 yield from of_size(ahead(self._blocks(connection, where, size)), size)
-
-    def changed_since(self, mark: object, size: int) -> Iterator[Batch]:
-        """Rows whose watermark is not below `mark` (a value of that column as an item table has it), in any order.
-
-        Raises:
-            ValueError: If the location names no watermark.
-        """
-        from psycopg.sql import SQL, Identifier, Literal
-
-        if self.watermark is None:
-            raise ValueError(f"{self._location} names no watermark; give ?watermark=COLUMN")
-        row_ranges(0, size, 0)
-        where = SQL(" WHERE {} >= {}").format(Identifier(self.watermark), Literal(mark))
-        with connected(self._location) as connection:
-            _begin_snapshot(connection)
-            yield from of_size(ahead(self._blocks(connection, where, size)), size)
 
     def _blocks(self, connection: psycopg.Connection[Any], where: Composable, size: int) -> Iterator[Batch]:
         from psycopg.sql import SQL

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from stores.galleries.missing import missing
 from stores.galleries.postgres_copy import VECTORS, Column
 from stores.galleries.postgres_location import PostgresLocation, require_name
 
@@ -91,6 +92,18 @@ def find_table(connection: psycopg.Connection[Any], location: PostgresLocation) 
     return None if found is None else _described(connection, *found)
 
 
+def no_table(connection: psycopg.Connection[Any], location: PostgresLocation) -> FileNotFoundError:
+    """The error of a table that is not there, with those of the database that have vectors."""
+    found = connection.execute(
+        "SELECT DISTINCT n.nspname, c.relname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+        "JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE t.typname = ANY(%s) AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
+        [list(VECTORS)],
+    ).fetchall()
+    near = [each for each in found if each[0] == location.schema] or found
+    return missing(location, "table", [f"{schema}.{name}" for schema, name in near])
+
+
 def base_of(connection: psycopg.Connection[Any], view: Table) -> Table | None:
     """The one table that a view shows, None where it shows several, or where it is no view."""
     if view.kind != "v":
@@ -160,7 +173,7 @@ def select(location: PostgresLocation, table: Table, *, own: bool) -> Selection:
     Raises:
         ValueError: If a column is missing, or it takes an option to say which is meant.
     """
-    for option in ("id", "vector", "order", "watermark"):
+    for option in ("id", "vector", "order"):
         name = getattr(location, option)
         if name is not None and name not in table.columns:
             raise ValueError(

@@ -28,12 +28,13 @@ from stores.galleries.qdrant_collection import (
     QdrantCard,
     alias_target,
     all_points,
+    no_collection,
     raw_vectors,
     read_card,
 )
 from stores.galleries.qdrant_live import discard, erase, erasing, put, remove, residue, serve, served
 from stores.galleries.qdrant_location import QdrantLocation, connected, parse_location
-from stores.galleries.qdrant_target import LOCAL_NOTE, QdrantTarget
+from stores.galleries.qdrant_target import QdrantTarget
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
@@ -71,7 +72,7 @@ class QdrantSource:
         with connected(location) as client:
             self._collection = alias_target(client, location.collection) or location.collection
             if not client.collection_exists(self._collection):
-                raise FileNotFoundError(f"no gallery at {location}: there is no such collection")
+                raise no_collection(client, location)
             card = read_card(client, location, self._collection)
             if card is not None and not card.complete:
                 raise ValueError(f"{location} is unfinished; run the command that writes it again")
@@ -81,7 +82,7 @@ class QdrantSource:
             self._order, self._columns = self._points(client, card)
         self.space = card.space if card else None
         self.provenance: dict[str, Any] = card.provenance if card else {}
-        notes = [LOCAL_NOTE] if location.folder is not None else []
+        notes = list(location.notes)
         if card is None and self._cosine:
             notes.append(
                 "a collection compared by cosine need not keep the lengths of vectors; take these for directions"
@@ -169,5 +170,5 @@ def digest(location: str) -> str:
     with connected(place) as client:
         collection = alias_target(client, place.collection) or place.collection
         if not client.collection_exists(collection):
-            raise FileNotFoundError(f"no gallery at {place}: there is no such collection")
+            raise no_collection(client, place)
     return hashlib.sha256(f"qdrant:{place.server}/{collection}".encode()).hexdigest()

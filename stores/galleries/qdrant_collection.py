@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from stores.chunks import DamagedStore
+from stores.galleries.missing import missing
 from stores.galleries.qdrant_location import QdrantLocation
 from stores.space import EmbeddingSpace
 from stores.store import Batch
@@ -71,6 +72,12 @@ class QdrantCard:
     def schema(self) -> pl.Schema | None:
         """The item table's schema; None before the first row."""
         return None if self.columns is None else pl.Schema({name: _KINDS[kind] for name, kind in self.columns.items()})
+
+
+def no_collection(client: QdrantClient, location: QdrantLocation) -> FileNotFoundError:
+    """The error of a collection that is not there, with the collections and aliases that are."""
+    there = {each.name for each in client.get_collections().collections} - {CARDS}
+    return missing(location, "collection", there | {each.alias_name for each in client.get_aliases().aliases})
 
 
 def read_card(client: QdrantClient, location: QdrantLocation, collection: str) -> QdrantCard | None:

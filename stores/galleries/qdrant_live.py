@@ -17,12 +17,13 @@ from stores.galleries.qdrant_collection import (
     alias_target,
     column_kinds,
     drop_card,
+    no_collection,
     point_id,
     put_points,
     read_card,
     write_card,
 )
-from stores.galleries.qdrant_location import QdrantLocation, connected, parse_location
+from stores.galleries.qdrant_location import QdrantLocation, connected, parse_location, require_qdrant
 from stores.known_ids import KnownIds
 from stores.store import Batch
 
@@ -120,6 +121,7 @@ def serve(name: str, location: str) -> None:
         FileExistsError: If there is a collection of that name, which is never touched.
         ValueError: If the gallery is unfinished or on another server.
     """
+    require_qdrant()
     from qdrant_client import models
 
     place = parse_location(location)
@@ -171,7 +173,7 @@ def discard(location: str) -> None:
 def _complete(client: Any, place: QdrantLocation) -> tuple[str, QdrantCard]:
     name = alias_target(client, place.collection) or place.collection
     if not client.collection_exists(name):
-        raise FileNotFoundError(f"no gallery at {place}: there is no such collection")
+        raise no_collection(client, place)
     card = read_card(client, place, name)
     if card is None:
         raise ValueError(f"{place} was not written by this toolkit, which changes no rows of it; do it yourself")

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from stores.chunks import DamagedStore
 from stores.durable import StoreLocked
+from stores.galleries.missing import missing
 from stores.galleries.qdrant_pickles import require_harmless
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _KEY = "QDRANT_API_KEY"
 _REFUSED = frozenset('<>:"/\\|?*')
 _SHAPE = "expected FOLDER/COLLECTION or https://host:6333/COLLECTION"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOCAL_NOTE = (
+    "Qdrant's embedded mode flushes the disk for every row, holds everything in memory and lets one process in; use a "
+    "server beyond a few thousand rows"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,14 @@ class QdrantLocation:
     def folder(self) -> Path | None:
         """The folder of the embedded mode; None of a server."""
         return None if "://" in self.place else Path(self.place)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the place should know, a line each."""
+        if self.folder is not None:
+            return (_LOCAL_NOTE,)
+        exposed = self.api_key and self.place.startswith("http://") and urlsplit(self.place).hostname not in _LOOPBACK
+        return (f"the key goes to {self.place} unencrypted; use https:// beyond a network of your own",) * bool(exposed)
 
     @property
     def server(self) -> str:
@@ -133,9 +147,11 @@ def connected(location: QdrantLocation, *, make: bool = False) -> Iterator[Qdran
     library = require_qdrant()
     with reported(location):
         if location.folder is None:
-            client = library.QdrantClient(
-                url=location.place, api_key=location.api_key, check_compatibility=False, timeout=60
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a key without https: the notes say so
+                client = library.QdrantClient(
+                    url=location.place, api_key=location.api_key, check_compatibility=False, timeout=60
+                )
             try:
                 yield client
             finally:
@@ -158,7 +174,9 @@ def connected(location: QdrantLocation, *, make: bool = False) -> Iterator[Qdran
 def _open_folder(library: Any, location: QdrantLocation, folder: Path, *, make: bool) -> QdrantClient:
     if not (folder / "meta.json").is_file():
         if not make:
-            raise FileNotFoundError(f"no gallery at {location}: {folder} is no folder of Qdrant's embedded mode")
+            raise FileNotFoundError(
+                f"no gallery at {location}: {folder} is no folder of Qdrant's embedded mode; correct it"
+            )
         left = folder.is_file() or (folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()))
         if left:
             raise FileExistsError(f"{folder} already exists and is no folder of Qdrant's; name another target")
@@ -202,6 +220,7 @@ def reported(location: QdrantLocation) -> Iterator[None]:
     """
     import sqlite3
 
+    require_qdrant()
     from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
     try:
@@ -213,7 +232,7 @@ def reported(location: QdrantLocation) -> Iterator[None]:
                 f"{location.place} refuses the key of {location}; set {_KEY} to one it takes"
             ) from None
         if error.status_code == 404:
-            raise FileNotFoundError(f"no gallery at {location}: there is no such collection") from None
+            raise missing(location, "collection", None) from None
         raise OSError(f"{location}: the server answered {reason}; its log says more") from None
     except (ResponseHandlingException, ApiException) as error:
         raise ConnectionError(

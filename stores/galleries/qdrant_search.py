@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stores.galleries.found import Neighbours, neighbours, require_searchable
-from stores.galleries.qdrant_collection import ITEM_ID, alias_target, read_card
+from stores.galleries.qdrant_collection import ITEM_ID, alias_target, no_collection, read_card
 from stores.galleries.qdrant_location import connected, parse_location
 from stores.space import Similarity
 
@@ -24,7 +24,7 @@ def search(location: str, queries: np.ndarray, k: int, similarity: Similarity) -
     with connected(place) as client:
         collection = alias_target(client, place.collection) or place.collection
         if not client.collection_exists(collection):
-            raise FileNotFoundError(f"no gallery at {place}: there is no such collection")
+            raise no_collection(client, place)
         card = read_card(client, place, collection)
         if card is not None and not card.complete:
             raise ValueError(f"{place} is unfinished; run the command that writes it again")

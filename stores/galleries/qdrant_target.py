@@ -32,10 +32,6 @@ from stores.known_ids import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import Batch
 
-LOCAL_NOTE = (
-    "Qdrant's embedded mode flushes the disk for every row, holds everything in memory and lets one process in; use a "
-    "server beyond a few thousand rows"
-)
 _writing: set[tuple[str, str]] = set()  # collections that this process writes
 
 
@@ -59,7 +55,7 @@ class QdrantTarget:
         self._name = location.collection
         self._key = (location.server, location.collection)
         self._known: KnownIds | None = None
-        self.notes = (LOCAL_NOTE,) if location.folder is not None else ()
+        self.notes = location.notes
         if self._name == CARDS:
             raise ValueError(f"{location} is where galleries are listed; name another target")
         if self._key in _writing:

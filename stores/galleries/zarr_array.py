@@ -170,7 +170,7 @@ def open_source(location: str) -> ZarrArraySource:
     elif partial_path(path).is_dir():
         raise ValueError(f"{path} is unfinished; run the command that writes it again")
     elif not path.exists():
-        raise FileNotFoundError(f"no gallery at {path}: there is no such folder or archive")
+        raise FileNotFoundError(f"no gallery at {path}: there is no such folder or archive; correct the path")
     return ZarrArraySource(path, card)
 
 
