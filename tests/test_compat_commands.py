@@ -322,7 +322,7 @@ MISTAKES = [
     ("evaluate --gallery S/gallery --queries S/queries --old-queries S/queries --out O", "expected the space of"),
     ("evaluate --gallery S/gallery --queries S/strangers --out O", "label"),
     ("evaluate --gallery S/new_gallery --queries S/queries --relevance S/none.csv --out O", "or an existing table"),
-    ("migrate --transformer S/new-to-old --source S/gallery --target O", "expected old-to-new"),
+    ("migrate --transformer S/new-to-old --source S/gallery --target O", "the gallery needs no migration"),
     ("migrate --transformer S/old-to-new --source S/third --target O", "source is old .* given are in third"),
     (
         "migrate --transformer S/old-to-new --source S/vectors.npy --target O",
@@ -330,7 +330,7 @@ MISTAKES = [
     ),
     ("migrate --transformer S/old-to-new --source S/empty --target O", "is empty; there is nothing to migrate"),
     ("migrate --transformer S/old-to-new --source S/gallery --target S/gallery", "never overwritten"),
-    ("migrate --transformer S/old-to-new --source S/gallery --target S/queries", "is no copy or migration"),
+    ("migrate --transformer S/old-to-new --source S/gallery --target S/queries", "holds another gallery"),
     ("migrate --transformer S/old-to-new --source mystery:x --target O", "unknown kind of gallery 'mystery'"),
     ("migrate --transformer S/old-to-new --source S/gallery --target O --batch-rows 0", "at least 1"),
     ("transform --transformer S/new-to-old --vectors S/narrow.npy --out O", "holds 8-D vectors, the transformer maps"),
