@@ -1,7 +1,7 @@
 """Embed a set of items: `python -m compat.extract --backbone iresnet18 --weights W --data DIR --out STORE`.
 
 DIR holds one folder per identity; sets of other forms and texts work too. An interrupted extraction goes on when the
-same command is run again.
+same command is run again. Several processes, here or on a dask cluster, make the same store as one.
 """
 
 import sys
@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from stores.command_line import progress, run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import polars as pl
 
-    from backbones.datasets.items import Items
-    from backbones.encoders.encoder import Backbone
+    from compat.extraction.embedding import Embedded, Embedder
+    from stores.space import EmbeddingSpace
     from stores.store import EmbeddingStore
 
 SECONDS_PER_COMMIT = 30.0
 ADABN_IMAGES = 1000
-SAMPLE_ITEMS = 64  # that the precision is judged by; fixed, so that it does not depend on how the work is cut up
 LONGEST_LIST = 16  # of the model card's that provenance repeats
 
 
@@ -78,7 +79,10 @@ class ExtractOptions:
         adabn: Target images that the network's normalisation is adapted to first (AdaBN); makes a space of its own.
         adabn_images: How many of them are taken at most, evenly spaced; they need room for temporary files.
         max_bad: Unreadable items that are skipped and listed in the store's provenance; one more is an error.
-        workers: Threads that read and decode while the network runs; changes speed only.
+        workers: Processes that embed, each with a network of its own.
+        scheduler: Address of a dask scheduler, such as tcp://host:8786, whose workers embed instead; they need this
+            package, and data, weights and store under the same paths.
+        readers: Threads that read and decode while the network runs, in each process; changes speed only.
         dtype: What the store keeps numbers as; float16 takes half the space and keeps three digits.
         chunk_rows: Rows of the store that are checked and read together; 4096 by default.
         shard_chunks: Chunks in one file of the store; several make fewer files.
@@ -101,13 +105,15 @@ class ExtractOptions:
     adabn: Path | None = None
     adabn_images: int = ADABN_IMAGES
     max_bad: int = 10
-    workers: int = 2
+    workers: int = 1
+    scheduler: str | None = None
+    readers: int = 2
     dtype: Literal["float32", "float16"] = "float32"
     chunk_rows: int | None = None
     shard_chunks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("views", "batch_size", "workers", "adabn_images", "chunk_rows", "shard_chunks"):
+        for name in ("views", "batch_size", "workers", "readers", "adabn_images", "chunk_rows", "shard_chunks"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
@@ -148,43 +154,45 @@ def extract(options: ExtractOptions) -> ExtractResult:
         ValueError: If the backbone is unknown or does not fit its weights, or too many items are unreadable.
         ImportError: If the backbone or engine needs a package that is not installed.
     """
-    from backbones.datasets.item_sets import open_items
-    from backbones.encoders.load import load_backbone
+    from compat.extraction.distribute import remove_pieces
+    from compat.extraction.embedding import Embedder, Encoding
     from stores.commit import COMPLETE
+    from stores.space import EmbeddingSpace
 
-    backbone = load_backbone(
-        options.backbone,
+    encoding = Encoding(
+        backbone=options.backbone,
+        data=options.data,
+        root=options.root,
         weights=options.weights,
         flip_average=options.flip_average,
         preprocessing=options.preprocessing.given(),
         precision=options.precision,
         engine=options.engine,
-        micro_batch=options.batch_size,
+        views=options.views,
+        view_seed=options.view_seed,
+        test_transform=options.test_transform,
+        adabn=options.adabn,
+        adabn_images=options.adabn_images,
+        max_bad=options.max_bad,
+        batch_size=options.batch_size,
+        readers=options.readers,
     )
-    items = open_items(options.data, backbone.suffixes, options.root)
-    backbone.require_reads(items)
-    adapted = None if options.adabn is None else _adapted(options, options.adabn, backbone)
-    with _open_or_create(options, backbone, items, adapted) as store:
+    embedder = Embedder(encoding)
+    backbone = embedder.backbone
+    space = EmbeddingSpace(options.space_name or backbone.name, backbone.fingerprint, backbone.dim, backbone.normalized)
+    with _open_or_create(options, embedder, space) as store:
         before = len(store)
         if not store.provenance[COMPLETE]:
-            _embed(options, backbone, items, store)
+            _embed(options, embedder, space, store)
+        remove_pieces(options.out)
         skipped = tuple(str(entry["item_id"]) for entry in store.provenance["skipped"])
         return ExtractResult(options.out, len(store), before, skipped, str(store.space))
 
 
-def _adapted(options: ExtractOptions, data: Path, backbone: "Backbone") -> dict[str, Any]:
-    from compat.extraction.adaptation import adapt
-
-    return adapt(backbone, data, images=options.adabn_images, workers=options.workers, max_bad=options.max_bad)
-
-
-def _open_or_create(
-    options: ExtractOptions, backbone: "Backbone", items: "Items", adapted: dict[str, Any] | None
-) -> "EmbeddingStore":
+def _open_or_create(options: ExtractOptions, embedder: "Embedder", space: "EmbeddingSpace") -> "EmbeddingStore":
     from compat.extraction.resumption import open_or_create
-    from stores.space import EmbeddingSpace
 
-    space = EmbeddingSpace(options.space_name or backbone.name, backbone.fingerprint, backbone.dim, backbone.normalized)
+    backbone, items = embedder.backbone, embedder.items
     # Only what decides the vectors and where they lie: a run that goes on may have another batch size or more workers.
     extraction = {
         "backbone": options.backbone,
@@ -195,7 +203,7 @@ def _open_or_create(
         "view_seed": options.view_seed,
         "precision": options.precision,
         "engine": options.engine,
-        "adabn": adapted,
+        "adabn": embedder.adapted,
         "test_transform": options.test_transform,
         "layout": options.layout(),
         "model_card": None if backbone.card is None else _without_long_lists(dict(backbone.card)),
@@ -211,41 +219,26 @@ def _without_long_lists(value: Any) -> Any:
     return value
 
 
-def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store: "EmbeddingStore") -> None:
+def _embed(options: ExtractOptions, embedder: "Embedder", space: "EmbeddingSpace", store: "EmbeddingStore") -> None:
     import time
-    from itertools import islice
 
-    from backbones.datasets.reading import read_ahead
     from compat.extraction.adaptation import require_few_bad
-    from compat.extraction.views import item_rows, require_images, transformed, view_reader
+    from compat.extraction.distribute import remove_pieces
     from stores.commit import COMPLETE
 
-    provenance = store.provenance
-    # The guard's choice of precision must not depend on where an interrupted run went on: always the first items.
-    first = islice(items.since(0), SAMPLE_ITEMS)
-    read = read_ahead(first, backbone.read_item, batch_size=SAMPLE_ITEMS, workers=options.workers)
-    sample = [reading.content for readings in read for reading in readings if reading.content is not None]
-    if options.views > 1:
-        require_images(sample, f"--views {options.views}")
-    if options.test_transform != "none":
-        require_images(sample, f"--test-transform {options.test_transform}")
-    sample = [transformed(content, options.test_transform) for content in sample]
-    provenance["inference"] = backbone.prepare(sample) if sample else {}
-    per_batch = max(1, options.batch_size // options.views)
-    done = provenance["items_done"]
-    read_views = view_reader(backbone, views=options.views, seed=options.view_seed, transform=options.test_transform)
-    batches = read_ahead(items.since(done), read_views, batch_size=per_batch, workers=options.workers)
+    provenance, items = store.provenance, embedder.items
+    # The guard's choice of precision must not depend on where an interrupted run went on.
+    provenance["inference"] = embedder.prepare()
     last_commit = time.monotonic()
-    for readings in progress(batches, f"embedding {options.data}", total=-(-(items.count - done) // per_batch)):
-        bad = [reading for reading in readings if reading.content is None]
-        provenance["skipped"] += [{"item_id": each.item.item_id, "reason": each.reason} for each in bad]
+    for embedded in _embedded(options, embedder, space, store, provenance):
+        provenance["skipped"] += embedded.skipped
         require_few_bad({entry["item_id"]: entry["reason"] for entry in provenance["skipped"]}, options.max_bad)
-        contents = [view for reading in readings if reading.content is not None for view in reading.content]
-        if contents:
-            _append(store, item_rows(readings, items), backbone.embed(contents), options.data)
-        provenance["items_done"] += len(readings)
+        if embedded.rows is not None:
+            _append(store, embedded.rows, embedded.vectors, options.data)
+        provenance["items_done"] += embedded.items
         if time.monotonic() - last_commit > SECONDS_PER_COMMIT:
             store.commit(provenance)
+            remove_pieces(options.out, before=provenance["items_done"])
             last_commit = time.monotonic()
     if provenance["items_done"] != items.count:
         raise ValueError(f"{options.data} changed while it was read; run the same command again with another --out")
@@ -255,6 +248,35 @@ def _embed(options: ExtractOptions, backbone: "Backbone", items: "Items", store:
             f"none of the {items.count} items is readable; the first is {entry['item_id']}: {entry['reason']}"
         )
     store.commit({**provenance, COMPLETE: True})
+
+
+def _embedded(
+    options: ExtractOptions,
+    embedder: "Embedder",
+    space: "EmbeddingSpace",
+    store: "EmbeddingStore",
+    provenance: dict[str, Any],
+) -> "Iterator[Embedded]":
+    """The items that are not done, embedded in order: by this process, or by those that were asked for."""
+    from compat.extraction.distribute import embed_in_ranges, range_items
+
+    done, count = provenance["items_done"], embedder.items.count
+    batch_items = embedder.encoding.batch_items
+    if options.workers > 1 or options.scheduler:
+        store.commit()  # takes the writer's lock before anybody works for it
+        batch_items = range_items(count, batch_items)
+        batches = embed_in_ranges(
+            embedder,
+            options.out,
+            space,
+            provenance["inference"],
+            start=done,
+            workers=options.workers,
+            scheduler=options.scheduler,
+        )
+    else:
+        batches = embedder.embed(done, count)
+    return progress(batches, f"embedding {options.data}", total=-(-(count - done) // batch_items))
 
 
 def _append(store: "EmbeddingStore", rows: "pl.DataFrame", vectors: "np.ndarray", data: Path) -> None:

@@ -3,13 +3,14 @@
 Only the standard library and jsonargparse are imported here, so that `--help` answers at once.
 """
 
+import errno
 import json
 import os
 import re
 import sys
 import time
 import traceback
-from argparse import ArgumentError
+from argparse import ArgumentError, HelpFormatter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -24,7 +25,25 @@ _LOGIN = re.compile(r"://([^\s/@:]*):\S*@")
 """User and password before the host of an address; a password may hold / and @ itself."""
 _TOKEN = re.compile(r"(https?)://[^\s/@:]+@")
 """What stands alone before a web server is a secret; before a database it is a user's name."""
-_PASSWORD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret)=[^\s&'\"]+")
+_SECRET = re.compile(
+    r"(?i)\b([\w%.-]*(?:key|secret|token|passw|pwd|sas|signature|\bsig(?==)|credential)[\w%.-]*)=[^\s&'\"]+"
+)
+"""Options of addresses (`secret_access_key=`, `account_key=`) whose values are not for a terminal."""
+_NOT_WRITABLE = "cannot be written (read-only, or no right to); name another folder"
+_NO_ROOM = "cannot be written: no space is left; make room, and run again"
+_REMEDIES = {
+    errno.EROFS: _NOT_WRITABLE,
+    errno.EACCES: _NOT_WRITABLE,
+    errno.EPERM: _NOT_WRITABLE,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.ENOENT: "is not there; correct the path",
+    errno.ENOTDIR: "lies in a file where a folder is expected; name another folder",
+    errno.EISDIR: "is a folder where a file is expected; name a file",
+    errno.ENAMETOOLONG: "has a longer name than the disk takes; choose a shorter one",
+    errno.EMFILE: "cannot be opened, too many files are; raise the limit by `ulimit -n 4096`",
+}
+"""What is wrong with a path, and what to do, where the system says no more than a number."""
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -42,8 +61,9 @@ def run_command(
 
     Every field of the dataclass is an option (`--batch-rows` or `--batch_rows`), a nested dataclass gives dotted ones
     (`--augmentation.shift 0.1`), a list takes several words (`--compare A B`), and a `field(kw_only=False)` is given by
-    its place. `--config run.yaml` reads options from a file, and those after it override it. The `Attributes:` section
-    of the dataclass's docstring becomes the text of `--help`.
+    its place; a first one that is a list takes all words before the first option. `--config run.yaml` reads options
+    from a file, and those after it override it. The `Attributes:` section of the dataclass's docstring becomes the text
+    of `--help`.
 
     Args:
         options_class: a `kw_only` dataclass.
@@ -70,17 +90,41 @@ def run_command(
     except ArgumentError as mistake:
         return _complain(f"{mistake}; `{prog} --help` lists the options")
     except (ValueError, OSError, ImportError) as mistake:
-        return _complain(str(mistake) or type(mistake).__name__)
+        return _complain(_explained(mistake) or type(mistake).__name__)
     return 0
 
 
+def _explained(mistake: Exception) -> str:
+    """A mistake in words; one of the system's with what to do."""
+    if not isinstance(mistake, OSError) or mistake.errno not in _REMEDIES:
+        return str(mistake)
+    remedy = _REMEDIES[mistake.errno]
+    if not isinstance(mistake.filename, str | bytes):
+        return f"a file {remedy} ({mistake.strerror})"
+    path = os.fsdecode(mistake.filename)
+    if remedy == _NOT_WRITABLE and os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+        remedy = "cannot be read (no right to); ask for the right, or name another"
+    return f"{path} {remedy}"
+
+
+class _Parser(ArgumentParser):
+    """A parser whose help shows options as people write them, with dashes."""
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        shown = super().format_help(formatter)
+        return re.sub(r"(?<![\w-])--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), shown)
+
+
 def _parse(options_class: type[Options], argv: Sequence[str], *, prog: str, description: str) -> Options:
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; options after it override it")
     parser.add_class_arguments(options_class, None, as_positional=True)
     given = [_as_field(argument) for argument in argv]
     dataclass: Any = options_class  # no type says "a dataclass", so the checker is told nothing
     lists = {f"--{field.name}" for field in fields(dataclass) if "list[" in str(field.type)}
+    first = [field for field in fields(dataclass) if not field.kw_only][:1]
+    if first and "list[" in str(first[0].type):
+        given = _places_gathered(given)
     values = parser.instantiate(parser.parse_args(_gathered(given, lists)))
     return dataclass(**{field.name: values[field.name] for field in fields(dataclass)})  # all but `config`
 
@@ -122,6 +166,14 @@ def _gathered(arguments: list[str], lists: set[str]) -> list[str]:
     return gathered
 
 
+def _places_gathered(arguments: list[str]) -> list[str]:
+    """The words before the first option as one list."""
+    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if not count or arguments[0].startswith("["):
+        return arguments
+    return [json.dumps(arguments[:count]), *arguments[count:]]
+
+
 def _complain(message: str) -> int:
     if os.environ.get("COMPAT_TRACEBACK") == "1":
         print(_without_logins(traceback.format_exc()), end="", file=sys.stderr)
@@ -131,7 +183,7 @@ def _complain(message: str) -> int:
 
 def _without_logins(text: str) -> str:
     """The text, stars for the logins in addresses: a misspelt option is shown with its value."""
-    return _PASSWORD.sub(r"\1=***", _TOKEN.sub(r"\1://***@", _LOGIN.sub(r"://\1:***@", text)))
+    return _SECRET.sub(r"\1=***", _TOKEN.sub(r"\1://***@", _LOGIN.sub(r"://\1:***@", text)))
 
 
 def progress(

@@ -80,7 +80,7 @@ def convert(options: ConvertOptions) -> ConvertResult:
         FileExistsError: If something else is at the target.
         ValueError: If the source or a table is damaged, they do not fit each other, or an option is missing.
     """
-    from stores.galleries import open_source, open_target
+    from stores.galleries import open_source, open_target, redact
     from stores.galleries.gallery import notes_of
     from stores.item_tables import read_item_table
 
@@ -89,12 +89,12 @@ def convert(options: ConvertOptions) -> ConvertResult:
         items=read_item_table(options.ids, "item_id") if options.ids else None,
         labels=read_item_table(options.labels, "label")["label"] if options.labels else None,
     )
-    for note in notes_of(source):
-        print(f"note: {note}", file=sys.stderr)
     space = _space_of(source, options)
     provenance = _provenance(source, options)
     _lay_out(options, space, provenance)
     target = open_target(options.target, space, provenance)
+    for note in (*notes_of(source), *notes_of(target)):
+        print(f"note: {note}", file=sys.stderr)
     try:
         rows_before, already_complete = target.rows_committed, target.finished
         if not already_complete:
@@ -105,14 +105,14 @@ def convert(options: ConvertOptions) -> ConvertResult:
                 if number % _BATCHES_PER_COMMIT == 0:
                     target.commit()
             target.finish()
-        return ConvertResult(options.target, target.rows_committed, space, rows_before, already_complete)
+        return ConvertResult(redact(options.target), target.rows_committed, space, rows_before, already_complete)
     finally:
         target.close()
 
 
 def _lay_out(options: ConvertOptions, space: "EmbeddingSpace", provenance: dict[str, Any]) -> None:
     """Begin a target that is a store, or make sure that one is laid out as it is now asked for."""
-    from stores.galleries import locate
+    from stores.galleries import locate, redact
     from stores.galleries.zarr_store import begin_target
     from stores.layout import VectorLayout
 
@@ -122,24 +122,26 @@ def _lay_out(options: ConvertOptions, space: "EmbeddingSpace", provenance: dict[
         begin_target(location, space, provenance, layout)
     elif layout != VectorLayout(space.dim):
         raise ValueError(
-            f"--dtype, --chunk-rows and --shard-chunks lay out a store, but {options.target} is a gallery of the kind "
-            f"{scheme}; leave them out"
+            f"--dtype, --chunk-rows and --shard-chunks lay out a store, but {redact(options.target)} is a gallery of "
+            f"the kind {scheme}; leave them out"
         )
 
 
 def _space_of(source: "GallerySource", options: ConvertOptions) -> "EmbeddingSpace":
+    from stores.galleries import redact
     from stores.space import EmbeddingSpace, is_normalized
 
     if source.space is not None:
         if options.space_name not in (None, source.space.name) or options.normalized != "auto":
             raise ValueError(
-                f"--space-name and --normalized are for bare arrays, but {options.source} already holds vectors of "
-                f"{source.space}; leave them out"
+                f"--space-name and --normalized are for bare arrays, but {redact(options.source)} already holds "
+                f"vectors of {source.space}; leave them out"
             )
         return source.space
     if not options.space_name:
         raise ValueError(
-            f"{options.source} does not tell which model made its vectors; name it, for example --space-name resnet50"
+            f"{redact(options.source)} does not tell which model made its vectors; name it, for example "
+            "--space-name resnet50"
         )
     if options.normalized == "auto":
         batches = progress(
@@ -155,16 +157,31 @@ def _provenance(source: "GallerySource", options: ConvertOptions) -> dict[str, A
     from pathlib import Path
 
     from stores.durable import sha256_of
-    from stores.galleries import digest
+    from stores.galleries import CHANGING, digest, locate, redact
 
     tables = {name: path for name, path in (("ids", options.ids), ("labels", options.labels)) if path}
     return {
-        "converted_from": options.source,
+        "converted_from": redact(options.source),
         "rows": len(source),
-        "source_digest": digest(options.source),
+        # Of an engine the digest is a name; a copy must not go on behind rows that have moved meanwhile.
+        "source_digest": (
+            _content_digest(source, options) if locate(options.source)[0] in CHANGING else digest(options.source)
+        ),
         "source_provenance": source.provenance,
         **{f"{name}_sha256": sha256_of(Path(path)) for name, path in tables.items()},
     }
+
+
+def _content_digest(source: "GallerySource", options: ConvertOptions) -> str:
+    from hashlib import sha256
+
+    found = sha256()
+    total = -(-len(source) // options.batch_rows)
+    for items, vectors in progress(source.scan(options.batch_rows), "looking for changes", total=total):
+        ids = [str(each).encode() for each in items["item_id"]]
+        found.update(b"".join(len(each).to_bytes(8) + each for each in ids))
+        found.update(vectors.tobytes())
+    return found.hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,13 +1,16 @@
-"""Take items out of a store for good: `python -m stores.forget STORE --id ID`, or `--ids TABLE`, or `--label LABEL`.
+"""Take items out of galleries for good: `python -m stores.forget GALLERY [GALLERY ...] --id ID`, or by `--ids TABLE` or
+`--label LABEL`.
 
-The items vanish at once; then the store is written anew without them, so that no file of it holds the bytes of their
-vectors. What the disk's free space, snapshots and backups still hold is for you to see to. An interrupted command
-finishes when it is run again.
+GALLERY is a store, a file that the toolkit wrote (.npy, .npz, .parquet, .arrow, .csv, .h5, .faiss), or a gallery in
+PostgreSQL, LanceDB or Qdrant. Name the old gallery and the migrated one together: what a label or an augmented view
+stands for in one of them goes from all. Stores and files are written anew without the items, so that none of their
+files holds the bytes of their vectors; of an engine, each line says what may. What the disk's free space, snapshots
+and backups hold is for you to see to. An interrupted command finishes when it is run again.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from stores.command_line import run_command
@@ -15,7 +18,7 @@ from stores.command_line import run_command
 if TYPE_CHECKING:
     import polars as pl
 
-    from stores.store import EmbeddingStore
+    from stores.forgetting import Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,83 +26,102 @@ class ForgetOptions:
     """What to take out.
 
     Attributes:
-        store: Folder of the store.
+        galleries: Galleries, one or several.
         id: Ids of items, one or several.
         ids: Table (CSV, Parquet, JSON, NDJSON, Arrow) with a column item_id.
         label: Labels, one or several; every item that has one of them is taken out.
-        compact: Whether to write the store anew now. Without it the bytes stay until somebody does.
-        missing_ok: Whether ids and labels that the store does not have are passed over.
+        compact: Whether to write stores and tables anew now. Without it the bytes stay there until somebody does.
+        missing_ok: Whether ids and labels that no gallery has are passed over.
     """
 
-    store: str = field(kw_only=False)
+    galleries: list[str] = field(kw_only=False)
     id: list[str] = field(default_factory=list)
     ids: str | None = None
     label: list[str] = field(default_factory=list)
     compact: Literal["yes", "no"] = "yes"
     missing_ok: Literal["yes", "no"] = "no"
 
+    def __post_init__(self) -> None:
+        if not self.galleries:
+            raise ValueError("no gallery is named; name one or several before the first option")
+
 
 def forget(options: ForgetOptions) -> str:
-    """Forget items and the augmented views of them; the answer says how many, and names none.
+    """Forget items and the augmented views of them; a line for each gallery says how many, and names none.
 
     Raises:
-        FileNotFoundError: If there is no such store or table.
-        ValueError: If an id or label is not in the store, or the store is damaged.
-        StoreLocked: If another process is writing to it.
+        FileNotFoundError: If there is no such gallery or table.
+        ValueError: If no gallery has an id or label, one is unfinished or damaged, or work on some of several failed:
+            it says in which they are forgotten and in which not, and the same command goes on.
+        StoreLocked: If another process is writing to one.
     """
+    import polars as pl
+
+    from stores.forgetting import Wanted, look
+    from stores.galleries import redact
     from stores.item_tables import read_item_table
-    from stores.store import EmbeddingStore
 
-    with EmbeddingStore.open(options.store) as store:
-        wanted = [*options.id, *(read_item_table(options.ids, "item_id")["item_id"] if options.ids else ())]
-        if not wanted and not options.label and not len(store.forgotten_items):
-            raise ValueError("nothing to forget; name items by --id, --ids or --label")
-        if store.clean():  # an earlier run got as far as removing files: whom it took out is unknown now
-            options = replace(options, missing_ok="yes")
-        rows = _rows_of_items(store, wanted, options) | _rows_of_labels(store, options)
-        count = store.forget(store.items["item_id"].filter(rows)) if rows.any() else 0
-        done = f"forgot {count} items of {options.store}, {len(store)} are left"
-        if options.compact == "no":
-            return f"{done}; their bytes are there until the store is compacted"
-        store.compact()
-    return f"{done}; no file of the store holds their bytes"
-
-
-def _rows_of_items(store: "EmbeddingStore", wanted: list[str | int], options: ForgetOptions) -> "pl.Series":
-    import polars as pl
-
-    names = pl.Series([str(each) for each in wanted], dtype=pl.String).unique()
-    ids = store.items["item_id"].cast(pl.String)
-    _require_known(names, [ids, store.forgotten_items["item_id"]], options, "items")
-    rows = ids.is_in(names.implode())
-    if "source_item" in store.items.columns:  # views of an item go with it
-        rows |= store.items["source_item"].cast(pl.String).is_in(names.implode()).fill_null(False)
-    return rows
+    listed = read_item_table(options.ids, "item_id")["item_id"] if options.ids else ()
+    names = pl.Series([*options.id, *(str(each) for each in listed)], dtype=pl.String).unique()
+    wanted = Wanted(names, pl.Series(options.label, dtype=pl.String).unique())
+    uris = list(dict.fromkeys(options.galleries))
+    found = [look(uri, wanted) for uri in uris]
+    if not len(wanted.names) and not len(wanted.labels) and not any(each.pending for each in found):
+        raise ValueError("nothing to forget; name items by --id, --ids or --label")
+    # An earlier run may have got as far as removing files: whom it took out is unknown then.
+    if options.missing_ok == "no" and not any(each.interrupted for each in found):
+        where = redact(uris[0]) if len(uris) == 1 else f"any of the {len(uris)} galleries"
+        for what, named, known in (
+            ("items", wanted.names, [each.names for each in found]),
+            ("labels", wanted.labels, [each.labels for each in found]),
+        ):
+            _require_known(named, known, what, where)
+    if len(wanted.labels) and not any(each.has_labels for each in found):
+        raise ValueError(f"{redact(uris[0])} has no column label; name items by --id or --ids")
+    while len(uris) > 1:  # whom a label or a view stands for in one gallery is looked for in all
+        together = pl.concat([wanted.names, *(each.gone for each in found)]).unique()
+        if len(together) == len(wanted.names):
+            break
+        wanted = Wanted(together, wanted.labels)
+        found = [look(uri, wanted) for uri in uris]
+    return _take_out_everywhere(found, compact=options.compact == "yes")
 
 
-def _rows_of_labels(store: "EmbeddingStore", options: ForgetOptions) -> "pl.Series":
-    import polars as pl
+def _take_out_everywhere(found: "list[Found]", *, compact: bool) -> str:
+    """Whoever tells what a label or a view stands for comes last, so that the command can be run again."""
+    from stores.forgetting import take_out
+    from stores.galleries import redact
 
-    names = pl.Series(options.label, dtype=pl.String).unique()
-    if "label" not in store.items.columns:
-        if len(names):
-            raise ValueError(f"{options.store} has no column label; name items by --id or --ids")
-        return pl.repeat(False, len(store), eager=True)
-    labels = store.items["label"].cast(pl.String)
-    _require_known(names, [labels, store.forgotten_items["label"]], options, "labels")
-    return labels.is_in(names.implode()).fill_null(False)
-
-
-def _require_known(names: "pl.Series", known: "list[pl.Series]", options: ForgetOptions, what: str) -> None:
-    import polars as pl
-
-    # What an interrupted run of the same command forgot is known too.
-    there = pl.concat([column.cast(pl.String) for column in known])
-    unknown = len(names) - int(names.is_in(there.implode()).sum())
-    if unknown and options.missing_ok == "no":
+    done: list[str] = []
+    gone: list[str] = []
+    failed: list[str] = []
+    for each in sorted(found, key=lambda each: (each.has_labels, each.has_views)):
+        uri = redact(each.uri)
+        if failed and (each.has_labels or each.has_views):
+            failed.append(f"{uri} (left for later, since it tells whom a label or a view stands for)")
+            continue
+        try:
+            done.append(take_out(each, compact=compact))
+            gone.append(uri)
+        except (ValueError, OSError) as error:
+            if len(found) == 1:
+                raise
+            failed.append(f"{uri} ({error})")
+    if failed:
         raise ValueError(
-            f"{unknown} of {len(names)} {what} are not in {options.store}; check them, or pass over them by "
-            "--missing-ok yes"
+            f"not forgotten in {', '.join(failed)}; forgotten in {', '.join(gone) or 'none'}; mend that, and run the "
+            "same command again"
+        )
+    return "\n".join(done)
+
+
+def _require_known(names: "pl.Series", known: "list[pl.Series]", what: str, where: str) -> None:
+    import polars as pl
+
+    unknown = len(names) - int(names.is_in(pl.concat(known).implode()).sum())
+    if unknown:
+        raise ValueError(
+            f"{unknown} of {len(names)} {what} are not in {where}; check them, or pass over them by --missing-ok yes"
         )
 
 

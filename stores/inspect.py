@@ -48,14 +48,14 @@ def inspect(options: InspectOptions) -> None:
     from json import dumps
 
     from stores.chunks import DamagedStore
-    from stores.galleries import locate
+    from stores.galleries import locate, redact
     from stores.inspection import Inspection, inspect_store
 
     scheme, location = locate(options.store)
     if scheme != "zarr":
         raise ValueError(
-            f"{options.store} is a gallery of the kind {scheme}, and only stores can be inspected; "
-            f"copy it into one: python -m stores.convert {options.store} STORE"
+            f"{redact(options.store)} is a gallery of the kind {scheme}, and only stores can be inspected; "
+            f"copy it into one: python -m stores.convert {redact(options.store)} STORE"
         )
     bars: dict[str, Iterator[int]] = {}
 

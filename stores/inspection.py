@@ -15,6 +15,7 @@ import numpy as np
 from stores.chunks import DamagedStore
 from stores.commit import COMMIT_FILE, COMPLETE, Commit
 from stores.durable import StoreLocked
+from stores.galleries import redact
 from stores.item_parts import read_part
 from stores.store import EmbeddingStore
 from stores.summaries import LabelHistogram, Norms, NormSummary, label_histogram
@@ -297,11 +298,13 @@ def _remarks(commit: Commit, norms: NormSummary | None) -> list[str]:
 
 
 def _discreet(value: Any) -> Any:
-    """A provenance that names no item and holds no vector: lists of items, and long ones, give way to their length."""
+    """A provenance that names no item, holds no vector and no password: long lists give way to their length."""
     if isinstance(value, dict):
         return {key: "not shown" if key in _NAMES_ITEMS else _discreet(entry) for key, entry in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such numbers
+    if isinstance(value, str):
+        return redact(value)
     if not isinstance(value, list):
         return value
     if any(isinstance(entry, dict) and entry.keys() & _NAMES_ITEMS for entry in value):

@@ -7,38 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
-
-class KnownIds:
-    """The ids of a store, as sorted 64-bit hashes: looking an appended table up in them costs no scan of them all."""
-
-    def __init__(self, ids: pl.Series) -> None:
-        self._ids = [ids] if len(ids) else []
-        self._sorted = np.sort(ids.hash().to_numpy())
-        self._recent = self._sorted[:0]
-
-    def add(self, ids: pl.Series) -> None:
-        """Take in new ids."""
-        self._ids.append(ids)
-        self._recent = np.sort(np.concatenate([self._recent, ids.hash().to_numpy()]))
-        if len(self._recent) * 8 > len(self._sorted):  # merged rarely enough to cost little per id
-            self._sorted = np.sort(np.concatenate([self._sorted, self._recent]), kind="stable")
-            self._recent = self._sorted[:0]
-
-    def among(self, ids: pl.Series) -> pl.Series:
-        """Those of the given ids that are known."""
-        hashes = ids.hash().to_numpy()
-        suspects = ids.filter(pl.Series(_contains(self._sorted, hashes) | _contains(self._recent, hashes)))
-        if not len(suspects):
-            return suspects
-        return suspects.filter(suspects.is_in(pl.concat(self._ids).implode()))  # a hash may be another id's too
-
-
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    places = np.searchsorted(ordered, values)
-    found = np.zeros(len(values), bool)
-    inside = places < len(ordered)
-    found[inside] = ordered[places[inside]] == values[inside]
-    return found
+from stores.known_ids import KnownIds
 
 
 def checked_items(items: pl.DataFrame, schema: pl.Schema | None, known: KnownIds) -> pl.DataFrame:

@@ -26,8 +26,9 @@ from stores.chunks import DamagedStore, VectorChunks
 from stores.commit import COMMIT_FILE, COMPLETE, Commit
 from stores.compaction import compacted, earlier_generations, remove_other_generations
 from stores.durable import WriterLock, sync_folder
+from stores.known_ids import KnownIds
 from stores.layout import VectorLayout, VectorType
-from stores.new_items import KnownIds, checked_items, finite_vectors, listed_ids
+from stores.new_items import checked_items, finite_vectors, listed_ids
 from stores.rows import Batch, StaleStore, StoreCheck, StoredRows
 from stores.space import EmbeddingSpace
 from stores.writer import StoreWriter
@@ -103,6 +104,8 @@ class EmbeddingStore(StoredRows):
             ValueError: If a later version of the toolkit wrote it.
         """
         path = Path(path)
+        if path.is_symlink():  # which may lead elsewhere before this store is closed
+            path = path.resolve()
         if not path.exists():
             raise FileNotFoundError(f"no embedding store at {path}: the path does not exist")
         if not (path / COMMIT_FILE).is_file():
@@ -171,6 +174,30 @@ class EmbeddingStore(StoredRows):
         writer = self._start_writing()
         self._lock.require_held()
         self._view(writer.publish(provenance))
+
+    def put(self, items: pl.DataFrame, vectors: np.ndarray) -> None:
+        """Add rows and commit them; a row whose id is there is forgotten in the same commit. All of them or none.
+
+        Args:
+            items: As for `append`, but the ids need not be new to the store.
+            vectors: As for `append`.
+
+        Raises:
+            ValueError: As `append` does, or if rows were appended and not committed.
+            OSError: If the disk refuses; the store stays as it was.
+            StoreLocked: If another process is writing.
+        """
+        self._start_writing()
+        self._require_quiet("put")
+        with self._reread_if_it_fails():
+            if len(self) and "item_id" in items.columns:
+                ids = self.items["item_id"]
+                if items["item_id"].dtype.is_integer() == ids.dtype.is_integer():
+                    again = ids.is_in(items["item_id"].cast(ids.dtype, strict=False).implode()).arg_true().to_numpy()
+                    rows = self._forgotten.on_disk(again.astype(np.int64)).tolist()
+                    self._use(replace(self._commit, forgotten=self._forgotten.with_rows(rows)))
+            self.append(items, vectors)
+            self.commit()
 
     def forget(self, item_ids: Iterable[str] | Iterable[int], *, missing_ok: bool = False) -> int:
         """Take items out of the store, at once and for good; `compact` then removes their bytes from its files.

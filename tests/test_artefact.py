@@ -362,3 +362,11 @@ def test_the_card_is_plain_json_for_people(tmp_path):
         *("format_version", "family", "direction", "source", "target", "digest", "training", "correction"),
         *("familiarity", "sha256", "width"),
     }
+
+
+@pytest.mark.parametrize("make_one", [make_corrected, make_familiar])
+def test_printing_a_transformer_shows_no_embedding(make_one):
+    printed = repr(make_one())
+    assert "ridge" in printed
+    assert "array" not in printed
+    assert len(printed) < 2000

@@ -1,5 +1,6 @@
 """The command line that every program shares."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -96,6 +97,53 @@ def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
 
 
 @pytest.mark.parametrize(
+    ("number", "path", "told"),
+    [
+        (
+            errno.EROFS,
+            "a/.x.partial",
+            "a/.x.partial cannot be written (read-only, or no right to); name another folder",
+        ),
+        (errno.EACCES, "a/b", "a/b cannot be written (read-only, or no right to); name another folder"),
+        (errno.ENOSPC, "a/b", "a/b cannot be written: no space is left; make room, and run again"),
+        (errno.ENOSPC, None, "a file cannot be written: no space is left; make room, and run again (gone wrong)"),
+        (errno.ENOENT, b"a/b", "a/b is not there; correct the path"),
+        (errno.EISDIR, 3, "a file is a folder where a file is expected; name a file (gone wrong)"),
+        (errno.EIO, "a/b", f"[Errno {errno.EIO}] gone wrong: 'a/b'"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_what_to_do(number, path, told, capsys):
+    def fail(options):
+        raise OSError(number, "gone wrong", path)
+
+    assert run("a", function=fail) == USER_MISTAKE
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
+def test_a_file_that_may_not_be_read(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a").touch()
+
+    def fail(options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a"))
+
+    monkeypatch.setattr("os.access", lambda _, mode: mode != 4)  # root may read everything
+    assert run("a", function=fail) == USER_MISTAKE
+    assert "a cannot be read (no right to); ask for the right" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file_is_told_with_what_to_do(tmp_path, capsys):
+    (tmp_path / "file").touch()
+
+    def fail(options):
+        (tmp_path / "file" / "x").open("w")
+
+    assert run("a", function=fail) == USER_MISTAKE
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/file/x lies in a file where a folder is expected; name another folder\n"
+    )
+
+
+@pytest.mark.parametrize(
     ("shown", "hidden"),
     [
         ("postgresql://u:s3cret@h/db", "postgresql://u:***@h/db"),
@@ -104,6 +152,10 @@ def test_a_mistake_in_the_data_is_one_line(mistake, capsys):
         ("https://s3cret@h/db", "https://***@h/db"),
         ("postgresql://u@h/db", "postgresql://u@h/db"),
         ("postgresql://h/db?user=u&password=s3cret&x=1", "postgresql://h/db?user=u&password=***&x=1"),
+        ("lance:gs://b/t?secret_access_key=s3cret&dtype=float16", "lance:gs://b/t?secret_access_key=***&dtype=float16"),
+        ("lance:az://b/t?aws_session_token=s3/c%20ret", "lance:az://b/t?aws_session_token=***"),
+        ("lance:az://b/t?account_key=s3%3D%3D&sas=s3", "lance:az://b/t?account_key=***&sas=***"),
+        ("https://h/t?X-Amz-Signature=s3&sig=s3&sigma=3", "https://h/t?X-Amz-Signature=***&sig=***&sigma=3"),
         ("http://h/a:b@c", "http://h/a:b@c"),
         ("sqlite:///studies/a.db", "sqlite:///studies/a.db"),
         ("a@b", "a@b"),
@@ -168,7 +220,11 @@ def test_an_interruption_says_how_to_go_on(capsys):
 
 def test_help_lists_the_options_and_succeeds(capsys):
     assert run("--help") == 0
-    assert "Rows at a time" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Rows at a time" in shown
+    assert "--batch-rows BATCH_ROWS" in shown
+    assert "--loss.cosine-weight" in shown
+    assert "--batch_rows" not in shown
 
 
 def test_progress_passes_everything_on_and_is_silent_when_quick(capsys):

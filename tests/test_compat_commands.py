@@ -322,7 +322,7 @@ MISTAKES = [
     ("evaluate --gallery S/gallery --queries S/queries --old-queries S/queries --out O", "expected the space of"),
     ("evaluate --gallery S/gallery --queries S/strangers --out O", "label"),
     ("evaluate --gallery S/new_gallery --queries S/queries --relevance S/none.csv --out O", "or an existing table"),
-    ("migrate --transformer S/new-to-old --source S/gallery --target O", "expected old-to-new"),
+    ("migrate --transformer S/new-to-old --source S/gallery --target O", "the gallery needs no migration"),
     ("migrate --transformer S/old-to-new --source S/third --target O", "source is old .* given are in third"),
     (
         "migrate --transformer S/old-to-new --source S/vectors.npy --target O",
@@ -330,8 +330,8 @@ MISTAKES = [
     ),
     ("migrate --transformer S/old-to-new --source S/empty --target O", "is empty; there is nothing to migrate"),
     ("migrate --transformer S/old-to-new --source S/gallery --target S/gallery", "never overwritten"),
-    ("migrate --transformer S/old-to-new --source S/gallery --target S/queries", "is no copy or migration"),
-    ("migrate --transformer S/old-to-new --source qdrant:x --target O", "unknown kind of gallery 'qdrant'"),
+    ("migrate --transformer S/old-to-new --source S/gallery --target S/queries", "holds another gallery"),
+    ("migrate --transformer S/old-to-new --source mystery:x --target O", "unknown kind of gallery 'mystery'"),
     ("migrate --transformer S/old-to-new --source S/gallery --target O --batch-rows 0", "at least 1"),
     ("transform --transformer S/new-to-old --vectors S/narrow.npy --out O", "holds 8-D vectors, the transformer maps"),
     ("transform --transformer S/new-to-old --vectors S/none.npy --out O", "no gallery at .*none.npy"),
@@ -498,10 +498,10 @@ def test_unreadable_items_are_skipped_and_listed_up_to_the_limit(faces, model, t
     assert all("cannot read image" in entry["reason"] for entry in skipped)
 
 
-def test_neither_batches_nor_workers_change_a_byte(faces, model, tmp_path, here):
+def test_neither_batches_nor_readers_change_a_byte(faces, model, tmp_path, here):
     words = ("--backbone", "tiny", "--weights", model, "--data", faces, "--views", 2)
-    for name, batch_size, workers in (("a", 64, 2), ("b", 7, 1), ("c", 3, 3)):
-        ran = here("extract", *words, "--out", tmp_path / name, "--batch-size", batch_size, "--workers", workers)
+    for name, batch_size, readers in (("a", 64, 2), ("b", 7, 1), ("c", 3, 3)):
+        ran = here("extract", *words, "--out", tmp_path / name, "--batch-size", batch_size, "--readers", readers)
         assert ran.returncode == 0, ran.stderr
     assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
 

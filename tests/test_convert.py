@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from real_postgres import postgres, schema
 
 from stores.convert import ConvertOptions, ConvertResult, convert, main
 from stores.galleries import open_source
+from stores.galleries.zarr_store import StoreTarget
+from stores.inspect import main as inspect
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
+__all__ = ["postgres", "schema"]
 ROOT = Path(__file__).parent.parent
 ROWS, DIM = 60, 6
 
@@ -295,3 +299,63 @@ def test_killed_and_run_again_it_ends_as_if_never_interrupted(work, target):
     assert kills
     assert "4000 vectors" in run("old.npy", f"killed/{target}", *argv).stdout
     assert contents(work / "killed") == contents(work / "whole")
+
+
+class TestFromEngines:
+    """From places that others write to, and with passwords."""
+
+    @pytest.fixture
+    def table(self, postgres, schema):
+        postgres.execute(f"CREATE TABLE {schema}.people (id int PRIMARY KEY, face vector(2))")
+        postgres.execute(f"INSERT INTO {schema}.people SELECT i, ARRAY[i, 1]::vector FROM generate_series(0, 39) AS i")
+        return f"{schema}.people"
+
+    @pytest.fixture
+    def uri(self, postgres, table):
+        return postgres.uri(table).replace("postgres@", "postgres:Tr0ub4dor@") + "&password=Tr0ub4dor"
+
+    def test_no_password_is_printed_or_kept(self, uri, postgres, schema, work, capsys):
+        assert main([uri, "copy", "--space-name", "old"]) == 0
+        back = uri.replace("people", "back")
+        assert main(["copy", back]) == 0
+        assert main([back, "again.parquet"]) == 0
+        for argv in ([uri, "other"], [back, "other", "--space-name", "new"], ["old.npy", back, "--dtype", "float16"]):
+            assert main(argv) == 2
+        assert inspect(["copy"]) == 0
+        for place in (uri, back, "qdrant:https://host:6333/c?api_key=Tr0ub4dor"):
+            assert inspect([place]) == 2
+        assert "Tr0ub4dor" not in "".join(capsys.readouterr())
+        for path in work.rglob("*"):
+            assert path.is_dir() or b"Tr0ub4dor" not in path.read_bytes(), path
+        kept = postgres.execute(f"SELECT provenance::text FROM {schema}.embedding_galleries")
+        assert "Tr0ub4dor" not in str(kept)
+        assert EmbeddingStore.open("copy").provenance["converted_from"].startswith("postgresql://postgres@/postgres/")
+
+    def test_what_a_target_loses_is_said(self, uri, postgres, schema, capsys):
+        assert main([uri, postgres.uri(f"{schema}.half", type="halfvec"), "--space-name", "old"]) == 0
+        assert "note: halfvec keeps three digits of each number\n" in capsys.readouterr().err
+
+    def test_rows_that_changed_between_two_runs_are_not_lost_silently(self, uri, table, postgres, monkeypatch, capsys):
+        argv = [uri, "copy", "--space-name", "old", "--normalized", "no", "--batch-rows", "10"]
+        monkeypatch.setattr("stores.convert._BATCHES_PER_COMMIT", 1)
+        with monkeypatch.context() as patch:
+            real = StoreTarget.write
+
+            def stop_at_the_third(target, batch):
+                if target.rows_committed == 20:
+                    raise KeyboardInterrupt
+                real(target, batch)
+
+            patch.setattr(StoreTarget, "write", stop_at_the_third)
+            assert main(argv) == 130
+        assert len(EmbeddingStore.open("copy")) == 20
+        postgres.execute(f"DELETE FROM {table} WHERE id = 3")
+        postgres.execute(f"INSERT INTO {table} VALUES (40, '[1,1]')")  # as many rows as before
+        assert main(argv) == 2
+        assert "copy already exists and has another origin (source_digest differ)" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="unfinished"):
+            open_source("copy")
+        postgres.execute(f"DELETE FROM {table} WHERE id = 40")
+        postgres.execute(f"INSERT INTO {table} VALUES (3, '[3,1]')")
+        assert main(argv) == 0
+        assert items_and_vectors("copy")[0]["item_id"].to_list() == list(range(40))

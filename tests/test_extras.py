@@ -1,8 +1,13 @@
 """What a message tells people to install can be installed."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,3 +40,42 @@ def test_constraints_pin_what_the_extras_ask_for():
     asked = [each for extra in EXTRAS.values() for each in extra] + PROJECT["dependencies"]
     names = {re.split(r"[\[><=]", each)[0].lower().replace("_", "-") for each in asked}
     assert names - pinned == {"faiss-gpu"}  # the other build of faiss-cpu
+
+
+WITHOUT = """
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Without())
+from stores.convert import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+@pytest.mark.parametrize(
+    ("package", "uri", "extra"),
+    [
+        ("psycopg", "postgresql://nobody@localhost:1/d/t", "postgres"),
+        ("qdrant_client", "qdrant:db/c", "qdrant"),
+        ("lancedb", "lance:db/t", "lance"),
+    ],
+)
+def test_a_missing_extra_is_one_line_that_says_how_to_install_it(package, uri, extra, role, tmp_path):
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    words = [uri, "out.npy"] if role == "source" else ["a.csv", uri, "--space-name", "model"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, package, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert f"pip install 'embedding-compat[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -154,6 +154,19 @@ def test_no_vector_and_no_item_id_is_told(store):
     assert "secret" not in run("gallery").stdout + run("gallery").stderr
 
 
+def test_a_password_in_a_provenance_is_not_shown(tmp_path, capsys):
+    told = {
+        "converted_from": "postgresql://u:hidden@h/d/t?password=hidden",
+        "of": {"source": "qdrant:https://h/c?api_key=hidden"},
+    }
+    EmbeddingStore.create(tmp_path / "s", EmbeddingSpace("x", None, 2, False), provenance=told).close()
+    for more in ([], ["--json"]):
+        assert main([str(tmp_path / "s"), *more]) == 0
+        out, _ = capsys.readouterr()
+        assert "hidden" not in out
+        assert "postgresql://u@h/d/t" in out
+
+
 def test_labels_that_name_items_are_counted_and_not_shown(tmp_path):
     found = inspect_store(write(tmp_path / "own", label=[f"secret-{i}" for i in range(ROWS)]))
     assert found.labels == LabelHistogram(ROWS, 0, 1, 1.0, 1, ())

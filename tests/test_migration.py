@@ -27,7 +27,7 @@ from compat.transformers.linear import LinearMap
 from stores.convert import ConvertOptions, convert
 from stores.galleries import digest, open_source
 from stores.space import EmbeddingSpace
-from stores.store import EmbeddingStore
+from stores.store import Batch, EmbeddingStore
 
 OLD, NEW = space("old", 8), space("new", 12)
 
@@ -115,11 +115,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(gallery):
     EmbeddingStore.create(gallery / "empty", OLD).close()
     stranger = replace(turned(), source=space("third", 8))
     for source, transformer, error, message in [
-        (old, turned("new-to-old"), WrongSpace, r"direction is new-to-old \(it maps queries .*expected old-to-new"),
+        (old, turned("new-to-old"), WrongSpace, r"direction is new-to-old: it maps queries .*needs no migration"),
         (old, stranger, WrongSpace, r"the transformer's source is third \(8-D\), the vectors given are in old"),
         (str(gallery / "empty"), turned(), ValueError, "empty is empty; there is nothing to migrate"),
         (str(gallery / "nowhere"), turned(), FileNotFoundError, "no embedding store at"),
-        ("qdrant:x", turned(), ValueError, "unknown kind of gallery 'qdrant'"),
+        ("mystery:x", turned(), ValueError, "unknown kind of gallery 'mystery'"),
     ]:
         with pytest.raises(error, match=message):
             migrate_gallery(source, transformer, target)
@@ -158,6 +158,40 @@ def test_a_copy_that_does_not_match_is_found_out(gallery):
     ]:
         with pytest.raises(ValueError, match=message):
             verify_migration(source, turned(), target(name, changed, rows))
+
+
+class Planted:
+    """A gallery in memory, which nothing keeps from holding what no engine takes."""
+
+    def __init__(self, made_of, ids, vectors):
+        self.provenance = {}
+        self.space, self.dim, self.batch = made_of, made_of.dim, Batch(pl.DataFrame({"item_id": ids}), vectors)
+
+    def __len__(self):
+        return len(self.batch.vectors)
+
+    def scan(self, size, *, start=0):
+        for first in range(start, len(self), size):
+            yield Batch(self.batch.items[first : first + size], self.batch.vectors[first : first + size])
+
+
+@pytest.mark.parametrize("any_order", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "inner_product"])
+def test_what_is_no_number_does_not_pass(any_order, similarity):
+    vectors = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    ids = [f"i{row}" for row in range(20)]
+    made_of = replace(NEW, similarity=similarity)
+    transformer = replace(turned(), target=made_of)
+    written = transformer.serve_gallery(vectors)
+    order = np.arange(20)[::-1] if any_order else np.arange(20)
+    source = Planted(OLD, ids, vectors)
+    verify_migration(
+        source, transformer, Planted(made_of, [ids[i] for i in order], written[order]), any_order=any_order
+    )
+    written[7, 3] = np.nan
+    spoiled = Planted(made_of, [ids[i] for i in order], written[order])
+    with pytest.raises(ValueError, match=r"a recomputed vector .* nan "):
+        verify_migration(source, transformer, spoiled, any_order=any_order)
 
 
 class Recorder(nn.Module):
@@ -202,7 +236,7 @@ def test_killed_on_its_way_it_ends_as_if_never_interrupted(tmp_path, target):
     with pytest.raises((ValueError, FileNotFoundError), match="unfinished"):
         open_source(str(path))
     resumed = run("compat.migrate", *words, "--target", path)
-    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert resumed.returncode == 0, resumed.stderr
     assert f"{rows} vectors ({left} of them from an earlier run)" in resumed.stdout
     migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "whole" / target), batch_rows=128)
     assert contents(path) == contents(tmp_path / "whole" / target)
@@ -269,13 +303,36 @@ def test_a_space_of_unit_vectors_gets_unit_vectors(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(migrated.rows(0, 20), axis=1), 1, atol=1e-6)
 
 
-def test_a_source_that_changed_is_not_gone_on_with(tmp_path):
+def test_a_store_that_was_exchanged_is_followed_where_that_can_be_and_refused_elsewhere(tmp_path):
     write_store(tmp_path / "old", np.eye(8))
-    migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    for target in ("new", "new.npy"):
+        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / target))
     shutil.rmtree(tmp_path / "old")
     write_store(tmp_path / "old", np.eye(8)[::-1])
+    result = migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    assert result.changes is not None
+    assert (result.changes.updated, result.changes.count) == (8, 8)
+    with pytest.raises(ValueError, match=r"8 updated, 0 removed\), and .*new.npy is a file, which takes no changes"):
+        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new.npy"))
+    shutil.rmtree(tmp_path / "new.migration")
+    shutil.rmtree(tmp_path / "old")
+    write_store(tmp_path / "old", np.eye(8)[:7])  # with no state left the two are compared
+    result = migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+    assert result.changes is not None
+    assert (result.changes.updated, result.changes.removed, result.changes.count) == (7, 1, 8)
+
+
+def test_a_file_that_changed_is_not_gone_on_with(tmp_path):
+    write_store(tmp_path / "store", np.eye(8))
+    convert(ConvertOptions(str(tmp_path / "store"), str(tmp_path / "old.npy")))
+    migrate_gallery(str(tmp_path / "old.npy"), turned(), str(tmp_path / "new"))
+    for entry in tmp_path.glob("old.npy*"):
+        entry.unlink()
+    shutil.rmtree(tmp_path / "store")
+    write_store(tmp_path / "store", np.eye(8)[::-1])
+    convert(ConvertOptions(str(tmp_path / "store"), str(tmp_path / "old.npy")))
     with pytest.raises(FileExistsError, match=r"another origin \(source_digest differ\)"):
-        migrate_gallery(str(tmp_path / "old"), turned(), str(tmp_path / "new"))
+        migrate_gallery(str(tmp_path / "old.npy"), turned(), str(tmp_path / "new"))
 
 
 @pytest.fixture
@@ -338,7 +395,7 @@ def test_without_its_correction_a_transformer_writes_plain_vectors(hubs):
         migrate_gallery(str(folder / "old"), transformer, str(folder / "new"))
     back = corrected_map(world, "new-to-old")
     for transformer, correction in ((back, False), (back.without_correction(), True)):
-        with pytest.raises(WrongSpace, match=r"direction is new-to-old \(it maps queries .*expected old-to-new"):
+        with pytest.raises(WrongSpace, match=r"direction is new-to-old: it maps queries .*needs no migration"):
             migrate_gallery(str(folder / "old"), transformer, str(folder / "x"), correction=correction)
     write_store(folder / "third", world.old, name="third")
     with pytest.raises(WrongSpace, match=r"the transformer's target is old \(8-D\), .* in third"):

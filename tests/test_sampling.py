@@ -149,5 +149,5 @@ def test_help_needs_nothing_heavy():
         "print(*({'torch', 'zarr', 'polars', 'faiss', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
-    assert "--sample_rows" in ran.stdout
+    assert "--sample-rows" in ran.stdout
     assert ran.stderr.strip() == ""

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from stores import known_ids
 from stores.durable import StoreLocked
-from stores.new_items import KnownIds
+from stores.known_ids import KnownIds
 from stores.space import EmbeddingSpace
 from stores.store import EmbeddingStore
 
@@ -328,6 +329,30 @@ def test_ids_are_known_however_they_came_in(tmp_path):
     asked = pl.Series(["b", "c", "i0", "i399", "i400"])
     assert known.among(asked).to_list() == ["b", "i0", "i399"]
     assert KnownIds(pl.Series([], dtype=pl.String)).among(asked).to_list() == []
+
+
+def test_ids_beyond_memory_are_known_too(monkeypatch):
+    monkeypatch.setattr(known_ids, "_IN_MEMORY", 16)
+    monkeypatch.setattr(known_ids, "_BLOCK", 8)
+    generator = np.random.default_rng(0)
+    ids = pl.Series(generator.permutation(5000)[:3000])
+    known, told = KnownIds(ids[:700]), set(ids[:700])
+    start = 700
+    while start < len(ids):
+        stop = start + int(generator.integers(1, 40))
+        known.add(ids[start:stop])
+        told.update(ids[start:stop])
+        start = stop
+        asked = pl.Series(generator.integers(0, 5000, 50))
+        assert known.among(asked).to_list() == [each for each in asked if each in told]
+
+
+def test_ids_that_share_one_hash_are_told_apart_by_the_other(monkeypatch):
+    by_seed = pl.Series.hash
+    same = pl.Series([7, 7, 7], dtype=pl.UInt64)
+    monkeypatch.setattr(pl.Series, "hash", lambda ids, seed=0: by_seed(ids, seed) if seed else same[: len(ids)])
+    known = KnownIds(pl.Series(["a", "b"]))
+    assert known.among(pl.Series(["c", "b", "d"])).to_list() == ["b"]
 
 
 def test_the_digest_is_of_what_is_committed(tmp_path):

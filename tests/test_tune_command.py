@@ -270,5 +270,5 @@ def test_help_is_quick_and_needs_nothing_heavy():
         [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=False
     )
     assert told.returncode == 0, told.stderr
-    for word in ("--storage", "--space.learning_rate", "--test_gallery", "pgpass"):
+    for word in ("--storage", "--space.learning-rate", "--test-gallery", "pgpass"):
         assert word in told.stdout

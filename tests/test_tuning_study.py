@@ -22,6 +22,7 @@ from compat.tuning.baseline import STRENGTHS, best_ridge, fit_ridges
 from compat.tuning.contest import Contest, parts_of
 from compat.tuning.leases import own_lease
 from compat.tuning.options import SearchSpace, TuneOptions
+from compat.tuning.pace import Pace
 from compat.tuning.space import digest_of
 from compat.tuning.storage import opened_storage
 from compat.tuning.study import open_study, opened_work, tune
@@ -414,3 +415,11 @@ def test_the_digest_in_the_table_is_that_of_the_best(stores, tmp_path):
     assert table.filter(trial=best["trial"])["config"].item() == best["config"]
     with opened_work(options(stores, tmp_path)) as job:
         assert digest_of(job.fixed) != best["config"]
+
+
+def test_a_trial_that_was_not_needed_is_told_of_though_it_has_no_value(capsys):
+    study = optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    Pace(study, 2).tell(study.trials[1])
+    assert "trial 1  not needed  best 0.5000 (trial 0)" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from compat.extraction.distribute import remove_pieces
 from stores.commit import COMPLETE
 from stores.durable import WriterLock
 from stores.space import EmbeddingSpace
@@ -52,5 +53,6 @@ def _remove_empty(out: Path) -> None:
             (out / "store.json").unlink()
             for folder in ("vectors", "items"):
                 shutil.rmtree(out / folder)
+            remove_pieces(out)
     finally:
         lock.release()

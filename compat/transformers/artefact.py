@@ -64,9 +64,9 @@ class Transformer:
     source: EmbeddingSpace
     target: EmbeddingSpace
     network: nn.Module
-    training: dict[str, Any] = field(default_factory=dict)
-    correction: HubnessCorrection | None = None
-    familiarity: Familiarity | None = None
+    training: dict[str, Any] = field(default_factory=dict, repr=False)
+    correction: HubnessCorrection | None = field(default=None, repr=False)  # arrays of training embeddings
+    familiarity: Familiarity | None = field(default=None, repr=False)
 
     @cached_property
     def _folded(self) -> FoldedLinear | None:

@@ -31,13 +31,14 @@ class Pace:
         from optuna.trial import TrialState
 
         complete = self._complete()
-        ended = {
-            TrialState.COMPLETE: _reached(trial),
-            TrialState.PRUNED: f"pruned after epoch {trial.user_attrs.get('epochs', trial.last_step)}",
-            TrialState.FAIL: "not needed",
-        }.get(trial.state, trial.state.name.lower())
         if "diverged" in trial.user_attrs:
             ended = f"diverged in epoch {trial.last_step}"
+        elif trial.state == TrialState.COMPLETE:
+            ended = _reached(trial)
+        elif trial.state == TrialState.PRUNED:
+            ended = f"pruned after epoch {trial.user_attrs.get('epochs', trial.last_step)}"
+        else:
+            ended = "not needed" if trial.state == TrialState.FAIL else trial.state.name.lower()
         best = "no best yet"
         if complete:
             best = f"best {self._study.best_value:.4f} (trial {self._study.best_trial.number})"

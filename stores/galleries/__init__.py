@@ -13,14 +13,38 @@ from typing import Any
 
 import polars as pl
 
-from stores.durable import sha256_of
-from stores.galleries import arrow, csv_json, csv_table, faiss_index, hdf5, npy, npz, parquet, zarr_array, zarr_store
+from stores.galleries import (
+    arrow,
+    csv_json,
+    csv_table,
+    faiss_index,
+    hdf5,
+    lance,
+    npy,
+    npz,
+    parquet,
+    postgres,
+    qdrant,
+    zarr_array,
+    zarr_store,
+)
 from stores.galleries.annotated import AnnotatedSource
 from stores.galleries.gallery import GalleryEngine, GallerySource, GalleryTarget
+from stores.galleries.postgres_location import public_uri, without_secrets
 from stores.space import EmbeddingSpace
-from stores.store import EmbeddingStore
 
-__all__ = ["ENDINGS", "GALLERIES", "GallerySource", "GalleryTarget", "digest", "locate", "open_source", "open_target"]
+__all__ = [
+    "CHANGING",
+    "ENDINGS",
+    "GALLERIES",
+    "GallerySource",
+    "GalleryTarget",
+    "digest",
+    "locate",
+    "open_source",
+    "open_target",
+    "redact",
+]
 
 GALLERIES: dict[str, GalleryEngine] = {
     "zarr": zarr_store,
@@ -33,8 +57,14 @@ GALLERIES: dict[str, GalleryEngine] = {
     "csv+json": csv_json,
     "hdf5": hdf5,
     "zarr+array": zarr_array,
+    "postgresql": postgres,
+    "lance": lance,
+    "qdrant": qdrant,
 }
 """The engines by the scheme of their URIs."""
+
+CHANGING = ("postgresql", "lance", "qdrant")
+"""Schemes of the engines that others write to meanwhile, whose `digest` is therefore but a name."""
 
 ENDINGS = {
     ".npy": "npy",
@@ -61,14 +91,27 @@ def locate(uri: str) -> tuple[str, str]:
     """
     named = re.fullmatch(r"([A-Za-z][A-Za-z0-9+]*):(.*)", uri, flags=re.DOTALL)
     scheme, location = named.groups() if named else (ENDINGS.get(PurePath(uri).suffix.lower(), "zarr"), uri)
+    scheme = "postgresql" if scheme == "postgres" else scheme
     if scheme not in GALLERIES:
         raise ValueError(
-            f"unknown kind of gallery {scheme!r} in {uri!r}, expected one of {', '.join(GALLERIES)}; "
+            f"unknown kind of gallery {scheme!r} in {redact(uri)!r}, expected one of {', '.join(GALLERIES)}; "
             "write ./ before a path that contains a colon"
         )
     if not location:
         raise ValueError(f"the gallery {uri!r} names no place; write {scheme}:PATH")
     return scheme, location
+
+
+def redact(uri: str) -> str:
+    """A gallery's URI without passwords and keys in it, for messages, provenance and logs; other URIs unchanged."""
+    if re.match(r"postgres(ql)?:(?!//)", uri):  # nobody knows where in it a password may be
+        return uri.partition(":")[0] + ":..."
+    if re.match(r"[A-Za-z][A-Za-z0-9+]*:([A-Za-z][A-Za-z0-9+.-]*:)?//", uri):
+        return public_uri(uri)
+    place, mark, query = uri.partition("?")
+    if not mark or place.partition(":")[0] not in CHANGING:  # a file's name may hold a question mark
+        return uri
+    return place + (f"?{kept}" if (kept := without_secrets(query)) else "")
 
 
 def open_source(
@@ -105,10 +148,7 @@ def digest(uri: str) -> str:
         ValueError: If the scheme is unknown.
     """
     scheme, location = _locate_source(uri)
-    path = Path(location)
-    if not path.is_dir():
-        return sha256_of(path)
-    return zarr_array.digest(path) if scheme == "zarr+array" else EmbeddingStore.open(path).digest()
+    return GALLERIES[scheme].digest(location)
 
 
 def _locate_source(uri: str) -> tuple[str, str]:

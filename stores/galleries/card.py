@@ -99,7 +99,7 @@ def verified_card(path: Path) -> GalleryCard | None:
     if partial_path(path).is_dir():
         raise ValueError(f"{path} is unfinished; run the command that writes it again")
     if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
+        what = "it is a folder, name a file" if path.is_dir() else "there is no such file; correct the path"
         raise FileNotFoundError(f"no gallery at {path}: {what}")
     return None
 
@@ -148,3 +148,12 @@ def readable(path: Path) -> Iterator[None]:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).strip().split("\n")[0]
         raise DamagedStore(f"{path} cannot be read ({reason}); restore it from a copy") from None
+
+
+def digest_of_file(location: str) -> str:
+    """Digest over a gallery's file, hexadecimal; its item table has one of its own in the card.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return sha256_of(Path(location))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stores.galleries.card import digest_of_file
 from stores.galleries.csv_table import JSON_COLUMN, open_source, write_csv
 from stores.galleries.spooled import SpooledTarget
 from stores.space import EmbeddingSpace
@@ -20,6 +21,9 @@ __all__ = ["open_source", "open_target"]
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
     """Begin or go on with a CSV file with all numbers in one column; see `SpooledTarget`."""
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[JSON_COLUMN])
+
+
+digest = digest_of_file
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:

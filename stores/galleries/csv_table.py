@@ -17,7 +17,15 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.durable import write_atomically
-from stores.galleries.card import GalleryCard, items_path, read_items, row_numbers, verified_card, write_items
+from stores.galleries.card import (
+    GalleryCard,
+    digest_of_file,
+    items_path,
+    read_items,
+    row_numbers,
+    verified_card,
+    write_items,
+)
 from stores.galleries.csv_blocks import Columns, blocks, parse, read_header
 from stores.galleries.gallery import row_ranges
 from stores.galleries.spooled import SpooledTarget
@@ -127,6 +135,9 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
     """Begin or go on with a CSV file with a column for each dimension; see `SpooledTarget`."""
     names = _names(space.dim)
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[JSON_COLUMN, *names])
+
+
+digest = digest_of_file
 
 
 def write_csv(store: EmbeddingStore, path: Path, columns: Callable[[np.ndarray], pl.DataFrame]) -> Sequence[Path]:

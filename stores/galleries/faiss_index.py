@@ -25,7 +25,7 @@ import polars as pl
 
 from stores.chunks import DamagedStore
 from stores.durable import write_atomically
-from stores.galleries.card import GalleryCard, items_path, read_items, verified_card, write_items
+from stores.galleries.card import GalleryCard, digest_of_file, items_path, read_items, verified_card, write_items
 from stores.galleries.faiss_codes import DecodedIndex, decode
 from stores.galleries.mapped import MappedSource
 from stores.galleries.spooled import SpooledTarget
@@ -175,6 +175,31 @@ def open_source(location: str) -> MappedSource:
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
     """Begin or go on with an index file; see `SpooledTarget`."""
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[NORM])
+
+
+digest = digest_of_file
+
+
+def write_some(path: Path, keep: np.ndarray, target: Path) -> Sequence[Path]:
+    """Write the rows of an index of the toolkit's that `keep`, bool [n], marks, byte for byte, and their item table.
+
+    Raises:
+        ValueError: If it is no flat index.
+    """
+    index = read_index(path)
+    if not isinstance(index, FlatIndex):
+        raise ValueError(f"{path} is no flat index, whose rows can be kept as they are; {_REMEDY}")
+    rows = np.flatnonzero(keep)
+    dim = index.vectors.shape[1]
+
+    def parts() -> Iterator[bytes | np.ndarray]:
+        yield _HEADER.pack(b"IxFI", dim, len(rows), _UNUSED, _UNUSED, True, _INNER_PRODUCT)
+        yield _COUNT.pack(len(rows) * dim)
+        for first in range(0, len(rows), _BLOCK_ROWS):
+            yield np.ascontiguousarray(index.vectors[rows[first : first + _BLOCK_ROWS]])
+
+    write_atomically(target, parts())
+    return target, write_items(read_items(path, len(keep)).filter(pl.Series(keep)), target)
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:

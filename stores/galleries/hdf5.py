@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from stores.chunks import DamagedStore
-from stores.galleries.card import GalleryCard, items_path, read_items, verified_card, write_items
+from stores.galleries.card import GalleryCard, digest_of_file, items_path, read_items, verified_card, write_items
 from stores.galleries.gallery import row_ranges
 from stores.galleries.item_arrays import VECTORS, name_of_vectors, plain_columns, table_of
 from stores.galleries.spooled import SpooledTarget
@@ -100,6 +100,9 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
     """
     _h5py()
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[VECTORS])
+
+
+digest = digest_of_file
 
 
 def _h5py() -> ModuleType:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stores.durable import write_atomically
-from stores.galleries.card import read_items, verified_card, write_items
+from stores.galleries.card import digest_of_file, read_items, verified_card, write_items
 from stores.galleries.mapped import MappedSource
 from stores.galleries.spooled import SpooledTarget
 from stores.space import EmbeddingSpace
@@ -59,6 +59,9 @@ def open_source(location: str) -> MappedSource:
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
     """Begin or go on with an array file; see `SpooledTarget`."""
     return SpooledTarget(Path(location), space, provenance, _build)
+
+
+digest = digest_of_file
 
 
 def _build(store: EmbeddingStore, path: Path) -> Sequence[Path]:

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from stores.chunks import DamagedStore
-from stores.galleries.card import GalleryCard, items_path, read_items, verified_card, write_items
+from stores.galleries.card import GalleryCard, digest_of_file, items_path, read_items, verified_card, write_items
 from stores.galleries.gallery import row_ranges
 from stores.galleries.item_arrays import VECTORS, name_of_vectors, plain_columns, table_of
 from stores.galleries.spooled import SpooledTarget
@@ -110,6 +110,9 @@ def open_source(location: str) -> NpzSource:
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
     """Begin or go on with an archive; see `SpooledTarget`."""
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[VECTORS])
+
+
+digest = digest_of_file
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from stores.chunks import DamagedStore
-from stores.galleries.card import readable, verified_card
+from stores.galleries.card import digest_of_file, readable, verified_card
 from stores.galleries.spooled import SpooledTarget
 from stores.galleries.vector_table import VECTOR, TableSource
 from stores.space import EmbeddingSpace
@@ -90,6 +90,9 @@ def open_source(location: str) -> TableSource:
 def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]) -> SpooledTarget:
     """Begin or go on with a table; see `SpooledTarget`."""
     return SpooledTarget(Path(location), space, provenance, _build, reserved=[VECTOR])
+
+
+digest = digest_of_file
 
 
 def block_rows(dim: int) -> int:

@@ -170,7 +170,7 @@ def open_source(location: str) -> ZarrArraySource:
     elif partial_path(path).is_dir():
         raise ValueError(f"{path} is unfinished; run the command that writes it again")
     elif not path.exists():
-        raise FileNotFoundError(f"no gallery at {path}: there is no such folder or archive")
+        raise FileNotFoundError(f"no gallery at {path}: there is no such folder or archive; correct the path")
     return ZarrArraySource(path, card)
 
 
@@ -185,8 +185,11 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
     return ZarrArrayTarget(Path(location), space, provenance)
 
 
-def digest(path: Path) -> str:
-    """Digest over every file of a group or array in a folder, hexadecimal."""
+def digest(location: str) -> str:
+    """Digest over every file of a group or array in a folder, or over the archive that holds it, hexadecimal."""
+    path = Path(location)
+    if not path.is_dir():
+        return sha256_of(path)
     found = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file():

@@ -9,9 +9,34 @@ from typing import Any
 
 from stores.commit import COMPLETE
 from stores.galleries.gallery import row_ranges
+from stores.galleries.origin import already_finished, require_same_origin
+from stores.galleries.zarr_live import discard, put, remove, serve, served
+from stores.galleries.zarr_parts import begin_parts, finish_parts, hold_parts, parts_begun, parts_done, write_part
 from stores.layout import VectorLayout
 from stores.space import EmbeddingSpace
 from stores.store import Batch, EmbeddingStore
+
+__all__ = [
+    "StoreSource",
+    "StoreTarget",
+    "already_finished",
+    "begin_parts",
+    "begin_target",
+    "digest",
+    "discard",
+    "finish_parts",
+    "hold_parts",
+    "open_complete",
+    "open_source",
+    "open_target",
+    "parts_done",
+    "put",
+    "remove",
+    "require_same_origin",
+    "serve",
+    "served",
+    "write_part",
+]
 
 
 class StoreSource:
@@ -55,6 +80,10 @@ class StoreTarget:
             raise FileExistsError(f"{path} already exists and is no copy or migration; name another target")
         require_same_origin(path, self._store.space, self._store.provenance, space, self._provenance)
         if not self.finished:
+            if parts_begun(path):
+                raise FileExistsError(
+                    f"{path} was begun by several processes; go on with several (--workers 2), or remove it"
+                )
             self._store.commit()  # takes the writer's lock, so that rows_committed stays true
 
     @property
@@ -120,6 +149,15 @@ def open_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any]
     return StoreTarget(Path(location), space, provenance)
 
 
+def digest(location: str) -> str:
+    """Digest over the vectors and ids of the store in the folder `location`, hexadecimal.
+
+    Raises:
+        FileNotFoundError: If there is no store.
+    """
+    return EmbeddingStore.open(location).digest()
+
+
 def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any], layout: VectorLayout) -> None:
     """Make the store of a target with a layout, or find it there with that layout, for `open_target` to go on with.
 
@@ -146,29 +184,3 @@ def begin_target(location: str, space: EmbeddingSpace, provenance: dict[str, Any
                 f"{path} already exists with {name} {kept}, expected {wanted}; give {name} {kept} to go on with it, or "
                 "name another target"
             )
-
-
-def require_same_origin(
-    path: Path,
-    found_space: EmbeddingSpace,
-    found: dict[str, Any],
-    space: EmbeddingSpace,
-    provenance: dict[str, Any],
-) -> None:
-    """Refuse a target that was written, or begun, from something else.
-
-    Raises:
-        FileExistsError: If the spaces or the provenances differ.
-    """
-    remedy = "name another target, or remove this one"
-    if found_space != space:
-        raise FileExistsError(f"{path} already holds vectors of {found_space}, expected {space}; {remedy}")
-    keys = (found.keys() | provenance.keys()) - {COMPLETE}
-    different = sorted(key for key in keys if found.get(key) != provenance.get(key))
-    if different:
-        raise FileExistsError(f"{path} already exists and has another origin ({', '.join(different)} differ); {remedy}")
-
-
-def already_finished(path: Path) -> FileExistsError:
-    """The refusal to add rows to a finished gallery."""
-    return FileExistsError(f"{path} is finished and takes no more rows; name another target, or remove it")
