@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from synthetic_cells import REFERENCES
 from synthetic_plan import (
     AUTO,
     CORRECTION,
@@ -21,9 +22,11 @@ from synthetic_plan import (
     residual_maps,
 )
 from synthetic_results import CORRECTED, PLAIN, Results
-from synthetic_scores import Estimate, Hits
+from synthetic_scores import Estimate, Hits, parse
 
 NOTHING = "not measured"
+NEGLIGIBLE = 0.005
+"""A difference that nobody would pay for, of the share of queries answered rightly."""
 
 
 def answers(results: Results) -> str:
@@ -44,6 +47,12 @@ def answers(results: Results) -> str:
 
 def _verb(found: Estimate, more: str, less: str, open_: str) -> str:
     return {1: more, -1: less, 0: open_}[found.sign]
+
+
+def _open(found: Estimate) -> str:
+    """What to say where neither is surely more: that it is open, or that it is closed and not worth asking."""
+    small = max(abs(found.low), abs(found.high)) <= NEGLIGIBLE
+    return "neither, to within half a point" if small else "undecided"
 
 
 def _by_setting(results: Results, pairs: Sequence[tuple[Map, Map]]) -> str:
@@ -91,7 +100,7 @@ def _proximity(results: Results) -> str:
         found,
         "Yes: proximity finds more than sorted",
         "No: proximity finds less than sorted",
-        "Undecided: proximity and sorted are not told apart",
+        f"{_open(found).capitalize()}: proximity and sorted are not told apart",
     )
     return f"{said}, {found.signed} over rates and schedules ({_by_setting(results, pairs)}).{void}"
 
@@ -107,7 +116,7 @@ def _pretrain(results: Results) -> str:
         found,
         "Yes: dropping synthetic samples half way finds more",
         "No: dropping synthetic samples half way finds less",
-        "Undecided: the two schedules are not told apart",
+        f"{_open(found).capitalize()}: the two schedules are not told apart",
     )
     control = _mean_difference(results, [(Map("mlp", schedule="pretrain"), MLP)], results.settings)
     alone = f" The schedule alone, without any synthetic sample: {control.signed}." if control else ""
@@ -130,7 +139,7 @@ def _helps(results: Results, maps: Sequence[Map], family: str) -> str:
         mean,
         f"On the whole they do: {family} with them finds more than without",
         f"On the whole they harm: {family} with them finds less than without",
-        f"On the whole undecided: {family} with and without them are not told apart",
+        f"On the whole {_open(mean)}: {family} with and without them are not told apart",
     )
     best = max(each, key=lambda of: each[of].value)
     proven = sum(1 for found in each.values() if found.sign > 0)
@@ -202,7 +211,7 @@ def _beats(results: Results) -> str:
         found,
         f"auto beats every mlp of the table, the best of which is {best.title}",
         f"nothing that was measured here: auto loses to the best mlp of the table, {best.title}",
-        f"undecided: auto is not told apart from the best mlp of the table, {best.title}",
+        f"{_open(found)}: auto is not told apart from the best mlp of the table, {best.title}",
     )
     first = (
         f"{said[0].upper()}{said[1:]}, auto less it {found.signed}; the figures that it is judged by picked that mlp."
@@ -226,7 +235,15 @@ def _beats(results: Results) -> str:
         if change.sign > 0:
             sure.append(words)
     helped = f"Surely above zero: {'; '.join(sure)}." if sure else "No ingredient is surely above zero."
-    return f"{first} {helped}\n\n" + "\n".join(lines)
+    return f"{first}{_bound(results, scores[best])} {helped}\n\n" + "\n".join(lines)
+
+
+def _bound(results: Results, best: float) -> str:
+    found = results.load(REFERENCES)
+    if found is None:
+        return ""
+    own = parse(found["scores"]["old to old"]["items"]).mean()
+    return f" It finds {best:.3f} of all; the old model's own queries find {own:.3f} in the old gallery."
 
 
 def _score(hits: Hits) -> float:
