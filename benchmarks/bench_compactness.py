@@ -112,7 +112,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     minutes = sum(record["seconds"] for record in records.values()) / 60
     text = report(records, data) + f"\n\n{len(records)} fits of at most {options.epochs} epochs, {minutes:.0f} minutes."
-    changed = [f"--{name} {value}" for name, value in (("seeds", options.seeds), ("epochs", options.epochs))]
+    weights = " ".join(f"{weight:g}" for weight in options.weights)
+    given = (("seeds", options.seeds), ("epochs", options.epochs), ("weights", weights))
+    changed = [f"--{name} {value}" for name, value in given]
     command = f"python benchmarks/bench_compactness.py --data DIR {' '.join(changed)}"
     publish("compactness", command, text, ["numpy", "torch"], save=options.save)
 

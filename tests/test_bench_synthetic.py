@@ -550,5 +550,5 @@ def test_without_a_run_there_is_nothing_to_measure_and_no_failure(
 
 def test_a_difference_that_is_surely_small_is_not_called_open() -> None:
     answers, scores = module("answers"), module("scores")
-    assert answers._open(scores.Estimate(0.001, -0.002, 0.004)).startswith("neither")
-    assert answers._open(scores.Estimate(0.001, -0.006, 0.004)) == "undecided"
+    assert answers._open(scores.Estimate(0.001, -0.002, 0.004, 12)).startswith("neither")
+    assert answers._open(scores.Estimate(0.001, -0.006, 0.004, 12)) == "undecided"
