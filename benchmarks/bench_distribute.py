@@ -182,17 +182,21 @@ def billion(cluster: Timed, item_bytes: float, options: argparse.Namespace) -> s
     shards = -(-BILLION // shard_rows)
     vector_bytes = BILLION * BILLION_DIM * 4
     finish = cluster.end / options.rows * BILLION
-    hours = ", ".join(
-        f"{BILLION / per_worker / workers / 3600:,.1f} hours with {workers} workers" for workers in BILLION_WORKERS
+    times = ", ".join(
+        f"{_readable(BILLION / per_worker / workers)} with {workers} workers" for workers in BILLION_WORKERS
     )
     return (
         f"A billion vectors of {BILLION_DIM}-D, computed from these figures: {vector_bytes / 1e12:.2f} TB of vectors "
         f"(half of that as float16) and {BILLION * item_bytes / 1e9:.0f} GB of items, in {shards:,} shards of "
         f"{shard_rows * BILLION_DIM * 4 / 1e9:.2f} GB (--shard-chunks {SHARD_CHUNKS}), each one part of the work. At "
-        f"{per_worker:,.0f} rows/s a worker that is {hours}, where the storage takes "
+        f"{per_worker:,.0f} rows/s a worker that is {times}, where the storage takes "
         f"{per_worker * BILLION_DIM * 4 / 1e6:,.0f} MB/s of reading and as much of writing for each; then "
-        f"{finish / 3600:.1f} hours for the one process that joins the item table and looks for ids that occur twice."
+        f"{_readable(finish)} for the one process that joins the item table and looks for ids that occur twice."
     )
+
+
+def _readable(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} hours"
 
 
 def extraction(folder: Path, options: argparse.Namespace, scheduler: str) -> str:
