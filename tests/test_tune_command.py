@@ -135,7 +135,9 @@ def server():
         server.cleanup()
 
 
-@pytest.mark.parametrize("storage", ["journal", "sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    "storage", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("journal", "sqlite")), "postgresql"]
+)
 def test_a_worker_that_is_killed_leaves_its_trial_to_the_others(stores, tmp_path, storage, request):
     url = None
     if storage == "sqlite":
