@@ -187,17 +187,19 @@ def not_brought_over(source: GallerySource, folder: StateFolder, batch_rows: int
     names = ("now.records", "now-sorted.records", "before-sorted.records")
     now, now_sorted, before = paths = [folder.folder / name for name in names]
     try:
-        if not folder.sorted.is_file() and not folder.copied.is_file():
-            raise ValueError(
-                f"{folder.folder} has no record of the rows of {folder.source}, which may have changed since they were "
-                "copied; nothing was deleted. --step run compares the two and records them"
-            )
-        if not folder.sorted.is_file():
+        known = folder.sorted
+        if not known.is_file():
+            if not folder.copied.is_file():
+                raise ValueError(
+                    f"{folder.folder} has no record of the rows of {folder.source}, which may have changed since they "
+                    "were copied; nothing was deleted. --step run compares the two and records them"
+                )
             sort_records(folder.copied, before)
+            known = before
         record_rows(source, now, batch_rows, Pause())
         sort_records(now, now_sorted)
         total = SourceChanges()
-        for each in differences(folder.sorted if folder.sorted.is_file() else before, now_sorted):
+        for each in differences(known, now_sorted):
             total += SourceChanges(len(each.fresh), len(each.altered), len(each.gone))
         return total
     finally:

@@ -77,9 +77,8 @@ def try_migration(
     if scheme not in FILE_SCHEMES:
         began = time.monotonic()
         copy_rows(sample, serving(served, None), _Nowhere(), batch_rows=batch_rows)
-        return sample.rows / (
-            time.monotonic() - began
-        ), "a sample read and mapped, not written; writing may take longer"
+        took = time.monotonic() - began
+        return sample.rows / took, "a sample read and mapped, not written; writing may take longer"
     with TemporaryDirectory(prefix=".plan-", dir=existing_folder(Path(location).parent)) as folder:
         place = str(Path(folder) / "scratch") + "".join(Path(location).suffixes[-1:])
         scratch = open_target(f"{scheme}:{place}", served.served_space, {})
