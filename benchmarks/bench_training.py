@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="may be given again; all of them by default")
     parser.add_argument("--pairs", type=int, default=100_000, help="of speed and synthetic")
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000], help="of memory")
     parser.add_argument(
         "--data", type=Path, help="folder with font_identities/, for precision, which is left out without"

@@ -23,7 +23,9 @@ class ForgottenRows:
         return len(self._rows)
 
     def on_disk(self, rows: np.ndarray) -> np.ndarray:
-        """Where rows that exist lie on disk, int64 [n] to int64 [n]."""
+        """Where rows that exist lie on disk, int64 [n] to int64 [n]; the same array where nothing was forgotten."""
+        if not len(self._rows):
+            return rows
         return rows + np.searchsorted(self._others_before, rows, side="right")
 
     def within(self, start: int, stop: int) -> np.ndarray:

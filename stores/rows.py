@@ -144,12 +144,14 @@ class StoredRows:
             raise IndexError(f"rows {rows.min()}..{rows.max()} are not within the {len(self)} rows of {self.path}")
         on_disk = self._forgotten.on_disk(rows)
         out = np.empty((len(rows), self.space.dim), np.float32)
-        if np.count_nonzero(np.diff(on_disk // self.chunk_rows)) * _FEW_ROWS < len(rows):
-            self._gather(on_disk, out)
+        chunks = on_disk // self.chunk_rows
+        borders = np.flatnonzero(np.diff(chunks))
+        if len(borders) * _FEW_ROWS < len(rows):
+            self._gather(on_disk, chunks, borders, out)
             return out
         order = np.argsort(on_disk)  # so that each chunk is read in one go
-        gathered = np.empty_like(out)
-        self._gather(on_disk[order], gathered)
+        gathered, chunks = np.empty_like(out), chunks[order]
+        self._gather(on_disk[order], chunks, np.flatnonzero(np.diff(chunks)), gathered)
         out[order] = gathered
         return out
 
@@ -288,16 +290,22 @@ class StoredRows:
             self._require_generation(Commit.read(self.path))
             raise
 
-    def _gather(self, on_disk: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows on disk to `out`, a run of neighbours within one chunk at a time."""
-        chunks, local = np.divmod(on_disk, self.chunk_rows)
-        bounds = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), len(chunks)]
-        for start, stop in pairwise(bounds):
+    def _gather(self, on_disk: np.ndarray, chunks: np.ndarray, borders: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows on disk to `out`, a run of neighbours within one chunk at a time.
+
+        Args:
+            on_disk: Row numbers, int64 [b].
+            chunks: Of each row, int64 [b].
+            borders: The last place of each run but the last one.
+            out: float32 [b, d].
+        """
+        local = on_disk - chunks * self.chunk_rows
+        for start, stop in pairwise([0, *(borders + 1).tolist(), len(chunks)]):
             if start == stop:
                 continue
             block = self._block(int(chunks[start]))
             if block.dtype == out.dtype:  # with a mode, take writes there without a copy in between
-                np.take(block, local[start:stop], axis=0, out=out[start:stop], mode="clip")
+                block.take(local[start:stop], 0, out[start:stop], "clip")
             else:
                 out[start:stop] = block[local[start:stop]]
 

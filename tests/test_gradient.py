@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_start_or_other_weights_is_refused(straight, tmp
 def test_weights_of_pairs_reach_the_loss_and_synthetic_ones_get_their_parents_mean(straight, monkeypatch):
     weighed = replace(straight, weights=np.arange(1.0, len(straight) + 1))
     taken, given = [], []
-    batches, loss = TrainingRows.batches, network_run.compatibility_loss
+    batches, loss = TrainingRows.batches, network_run.compatibility_gradient
 
     def taking(self, size, *, seed):
         for batch in batches(self, size, seed=seed):
@@ -176,7 +176,7 @@ def test_weights_of_pairs_reach_the_loss_and_synthetic_ones_get_their_parents_me
         return loss(predicted, target, weights, pair_weights)
 
     monkeypatch.setattr(TrainingRows, "batches", taking)
-    monkeypatch.setattr(network_run, "compatibility_loss", losing)
+    monkeypatch.setattr(network_run, "compatibility_gradient", losing)
     options = replace(MIXED, epochs=1)
     fit_network(weighed, options)
     real = trained_on(weighed, options)

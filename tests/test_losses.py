@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat.options import LossWeights
-from compat.training.losses import GradientNorms, compatibility_loss, cosine_loss, gradient_norms, imbalance
+from compat.training.losses import (
+    GradientNorms,
+    compatibility_gradient,
+    compatibility_loss,
+    cosine_loss,
+    gradient_norms,
+    imbalance,
+)
 
 
 def draw(seed, rows=6, dim=5, scale=1.0):
@@ -66,6 +73,25 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients():
     step = 1e-6 * torch.ones_like(a)
     slope = (cosine_loss(a + step, b) - cosine_loss(a - step, b)) / 2e-6
     assert slope.item() == pytest.approx(cosine.sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_gradient_made_beside_the_terms_is_that_of_their_total(weighed):
+    a, b = (torch.tensor(side, dtype=torch.float32) for side in draw(11))
+    a[2] = 0  # a row that points nowhere has a cosine, and no direction to turn in
+    pair_weights = torch.linspace(0, 2, len(a)) if weighed else None
+    options = LossWeights(cosine_weight=3.0, mse_weight=0.25)
+    x = a.clone().requires_grad_()
+    expected = compatibility_loss(x, b, options, pair_weights)
+    expected.total.backward()
+    terms, gradient = compatibility_gradient(x, b, options, pair_weights)
+    assert not gradient.requires_grad
+    for found, wanted in zip(terms, expected, strict=True):
+        assert found.item() == wanted.item()
+        assert not found.requires_grad
+    torch.testing.assert_close(gradient, x.grad)
+    with pytest.raises(ValueError, match="must both be"):
+        compatibility_gradient(x, b[:, :3], options)
 
 
 def test_a_second_derivative_is_refused_and_not_wrong():

@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from planted import open_store, plant
 
 from compat.pairs import Pairs, join_pairs
@@ -50,7 +51,7 @@ def slow_row(row, real, synthetic):
 @pytest.mark.parametrize("size", [1, 7, 64, 5000])
 def test_every_row_comes_once_with_what_is_its_own(world, pairs, direction, count, shared, size, monkeypatch):
     monkeypatch.setattr(training_rows, "READ_ROWS", 100)
-    monkeypatch.setattr(training_rows, "SYNTHETIC_BYTES", 70 * 2 * 15 * 4)
+    monkeypatch.setattr(training_rows, "MIXED_BYTES", 70 * 2 * 15 * 4)
     if size == 1 and count:
         pytest.skip("one row a batch and its share of synthetic ones is the case of 7 again, slowly")
     synthetic = samples(count, shared=shared) if count else NO_SAMPLES
@@ -65,7 +66,7 @@ def test_every_row_comes_once_with_what_is_its_own(world, pairs, direction, coun
         assert batch.weights is not None
         assert batch.centres is not None
         columns = (batch.source, batch.target, batch.weights, batch.centres)
-        assert {column.dtype for column in columns} == {np.dtype(np.float32)}
+        assert {column.dtype for column in columns} == {torch.float32}
         real = [*sides, weights, wide[world.labels]]
         for found, values in zip(columns, real, strict=True):
             expected = np.array([slow_row(row, values, synthetic) for row in batch.rows])
@@ -129,7 +130,7 @@ def test_first_parents_come_from_the_chunks_that_are_being_read(tmp_path, monkey
 
 def test_no_more_vectors_are_read_at_once_than_the_limits_say(pairs, monkeypatch):
     monkeypatch.setattr(training_rows, "READ_ROWS", 100)
-    monkeypatch.setattr(training_rows, "SYNTHETIC_BYTES", 50 * 2 * 15 * 4)
+    monkeypatch.setattr(training_rows, "MIXED_BYTES", 50 * 2 * 15 * 4)
     taken, take = [], Pairs.take
 
     def taking(self, numbers, direction):

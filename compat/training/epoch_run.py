@@ -100,9 +100,12 @@ class EpochRun(ABC):
             group["lr"] = rate * group["rate_scale"]
         return rate
 
-    def _descend(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
+    def _descend(self, output: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
+        """Take a step down from a loss, or from an output whose gradient is given."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        output.backward(gradient)
         self.optimizer.step()
         self._step += 1
 

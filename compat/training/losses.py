@@ -74,47 +74,103 @@ def compatibility_loss(
     Raises:
         ValueError: If the shapes differ or are not [b, d], or there is not one weight for each pair.
     """
+    _require_pairs(predicted, target, pair_weights)
+    terms: Any = _BothTerms.apply(predicted, target, pair_weights)
+    return _weighed(weights, *terms)
+
+
+def compatibility_gradient(
+    predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights, pair_weights: torch.Tensor | None = None
+) -> tuple[LossTerms, torch.Tensor]:
+    """The terms of `compatibility_loss`, and the gradient of their total at `predicted`, float [b, d].
+
+    Both are made in one go and nothing is recorded for autograd: `predicted.backward(gradient)` does the rest. A step
+    of a small network is shorter by that.
+
+    Raises:
+        ValueError: As `compatibility_loss` does.
+    """
+    _require_pairs(predicted, target, pair_weights)
+    with torch.no_grad():
+        rows = _ComparedRows.of(predicted, target, pair_weights)
+        return _weighed(weights, *rows.terms()), rows.gradient(weights.cosine_weight, weights.mse_weight)
+
+
+def _require_pairs(predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None) -> None:
     if predicted.ndim != 2 or predicted.shape != target.shape:
         raise ValueError(
             f"predicted and target must both be [b, d], found {list(predicted.shape)} and {list(target.shape)}"
         )
     require_weights(predicted, pair_weights)
-    terms: Any = _BothTerms.apply(predicted, target, pair_weights)
-    cosine, mse = terms
+
+
+def _weighed(weights: LossWeights, cosine: torch.Tensor, mse: torch.Tensor) -> LossTerms:
     return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)
 
 
-class _BothTerms(torch.autograd.Function):
-    """Both terms of a batch. With shares s of the pairs in the mean, p predicted, y wanted and c their cosine:
+class _ComparedRows(NamedTuple):
+    """What both terms of a batch and their gradient are made of. With shares s of the pairs in the mean, p predicted,
+    y wanted and c their cosine:
 
     d/dp (s (1 - c)) = s (c p / |p|^2 - y / (|p| |y|)),    d/dp (s |p - y|^2) = 2 s (p - y).
+
+    Attributes:
+        predicted: [b, d].
+        target: [b, d].
+        pair_weights: [b] or None.
+        length: |p|, [b].
+        reciprocal: 1 / (|p| |y|), [b].
+        cosine: [b].
+        distance: |p - y|^2, [b].
     """
+
+    predicted: torch.Tensor
+    target: torch.Tensor
+    pair_weights: torch.Tensor | None
+    length: torch.Tensor
+    reciprocal: torch.Tensor
+    cosine: torch.Tensor
+    distance: torch.Tensor
+
+    @classmethod
+    def of(cls, predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None) -> _ComparedRows:
+        dot = (predicted * target).sum(dim=1)
+        length = torch.linalg.vector_norm(predicted, dim=1)
+        wanted = torch.linalg.vector_norm(target, dim=1)
+        reciprocal = 1 / (length.clamp_min(SHORTEST) * wanted.clamp_min(SHORTEST))
+        distance = (length.square() - 2 * dot + wanted.square()).clamp_min(0)  # rounding may leave it just below
+        return cls(predicted, target, pair_weights, length, reciprocal, dot * reciprocal, distance)
+
+    def terms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means of 1 - cos and of the squared distance, scalars."""
+        return 1.0 - _mean(self.cosine, self.pair_weights), _mean(self.distance, self.pair_weights)
+
+    def gradient(self, by_cosine: torch.Tensor | float, by_distance: torch.Tensor | float) -> torch.Tensor:
+        """The gradient at `predicted`, [b, d], of so much of each term."""
+        turning = torch.where(self.length > SHORTEST, self.cosine / self.length.square(), 0)
+        along = by_cosine * turning + 2 * by_distance
+        across = -by_cosine * self.reciprocal - 2 * by_distance
+        share = _shares(self.predicted, self.pair_weights)
+        return (self.predicted * (share * along)[:, None]).addcmul_(self.target, (share * across)[:, None])
+
+
+class _BothTerms(torch.autograd.Function):
+    """Both terms of a batch, differentiated together."""
 
     @staticmethod
     def forward(
         ctx: Any, predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        dot = (predicted * target).sum(dim=1)
-        length = torch.linalg.vector_norm(predicted, dim=1)
-        wanted = torch.linalg.vector_norm(target, dim=1)
-        reciprocal = 1 / (length.clamp_min(SHORTEST) * wanted.clamp_min(SHORTEST))
-        cosine = dot * reciprocal
-        distance = (length.square() - 2 * dot + wanted.square()).clamp_min(0)  # rounding may leave it just below
-        ctx.save_for_backward(predicted, target, pair_weights, length, reciprocal, cosine)
-        return 1.0 - _mean(cosine, pair_weights), _mean(distance, pair_weights)
+        rows = _ComparedRows.of(predicted, target, pair_weights)
+        ctx.save_for_backward(*rows)
+        return rows.terms()
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: torch.Tensor
     ) -> tuple[torch.Tensor, None, None]:
-        by_cosine, by_distance = gradients
-        predicted, target, pair_weights, length, reciprocal, cosine = ctx.saved_tensors
-        along = by_cosine * torch.where(length > SHORTEST, cosine / length.square(), 0) + 2 * by_distance
-        across = -by_cosine * reciprocal - 2 * by_distance
-        share = _shares(predicted, pair_weights)
-        gradient = predicted * (share * along)[:, None]
-        return gradient.addcmul_(target, (share * across)[:, None]), None, None
+        return _ComparedRows(*ctx.saved_tensors).gradient(*gradients), None, None
 
 
 def gradient_norms(

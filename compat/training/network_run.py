@@ -19,7 +19,7 @@ from compat.training.closed_form import as_map, fit_ridge_on
 from compat.training.compactness import compactness_loss, identity_centres
 from compat.training.epoch_run import Diverged, EpochRun
 from compat.training.interpolation import NO_SAMPLES, SyntheticSamples
-from compat.training.losses import GradientNorms, compatibility_loss, gradient_norms
+from compat.training.losses import GradientNorms, compatibility_gradient, gradient_norms
 from compat.training.rows import TrainingBatch, TrainingRows
 from compat.training.schedule import AFFINE_RATE_SCALE
 from compat.training.selection import HeldOutRetrieval, HeldOutScore
@@ -135,14 +135,15 @@ class NetworkRun(EpochRun):
                 predicted = self.network(source).float()
             if norms is None:  # one batch of an epoch shows the balance, at no cost worth naming
                 norms = gradient_norms(predicted, target, options.loss, self.network.parameters(), weights)
-            terms = compatibility_loss(predicted, target, options.loss, weights)
+            terms, gradient = compatibility_gradient(predicted, target, options.loss, weights)
             values = [*terms]
             if centres is not None:
-                compactness = compactness_loss(predicted, centres, weights)
+                compactness, pull = self._compactness(predicted, centres, weights)
+                gradient += pull
                 values = [terms.total + options.loss.compactness_weight * compactness, *terms[1:], compactness]
-            self._descend(values[0])
+            self._descend(predicted, gradient)
             share = len(batch.rows) if batch.weights is None else float(batch.weights.sum())
-            sums[: len(values)].add_(torch.stack([value.detach() for value in values]), alpha=share)
+            sums[: len(values)].add_(torch.stack(values), alpha=share)
             mass += share
             seen += len(batch.rows)
         means = (sums.cpu() / mass).tolist()
@@ -169,6 +170,15 @@ class NetworkRun(EpochRun):
         self.history.append(record)
         return record
 
+    def _compactness(
+        self, predicted: torch.Tensor, centres: torch.Tensor, weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The unweighted term, and the gradient of the weighted one at `predicted`."""
+        output = predicted.detach().requires_grad_()
+        compactness = compactness_loss(output, centres, weights)
+        (pull,) = torch.autograd.grad(self.options.loss.compactness_weight * compactness, output)
+        return compactness.detach(), pull
+
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
             return nullcontext()
@@ -181,8 +191,7 @@ class NetworkRun(EpochRun):
         weights = None if batch.weights is None else self._tensor(batch.weights)
         return source, target, weights, None if batch.centres is None else self._tensor(batch.centres)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy runs while the next batch is read

@@ -7,11 +7,11 @@ at hand; their second parents lie anywhere, so the rows of several batches are r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from compat.options import Direction
 from compat.pairs import Pairs
@@ -19,20 +19,20 @@ from compat.training.compactness import IdentityCentres
 from compat.training.interpolation import SyntheticSamples
 from stores.stream import BUFFER_ROWS
 
+RUN_ROWS = 8
+"""Real rows of a batch in each chunk of the buffer from which on the batch is read alone: it is then at once in place,
+and in the processor's cache when it is used."""
 READ_ROWS = 1024
-"""Real rows read at a time: a batch alone would take a few rows of each of the buffer's chunks, in as many calls."""
-SYNTHETIC_BYTES = 16 * 2**20
-"""Vectors of parents of synthetic rows read at a time, or of one batch; reading takes as much again for a moment."""
+"""Real rows read at a time where batches are smaller: one alone would take a row here and there, in as many calls."""
+MIXED_BYTES = 8 * 2**20
+"""Vectors read at a time, or for one batch, where some rows are mixed of others; reading takes as much for a moment."""
 
 
-class _Read(NamedTuple):
-    """Vectors of pairs in an order that was quick to read, as source and target, and where those that are meant are."""
+class _Numbers(NamedTuple):
+    """The rows of a batch: numbers of real pairs, int64 [r], and of synthetic ones, counted from 0, int64 [m]."""
 
-    sides: tuple[np.ndarray, np.ndarray]
-    places: np.ndarray
-
-    def only(self, start: int, stop: int) -> _Read:
-        return _Read(self.sides, self.places[start:stop])
+    real: np.ndarray
+    mixed: np.ndarray
 
 
 class TrainingBatch(NamedTuple):
@@ -47,10 +47,10 @@ class TrainingBatch(NamedTuple):
     """
 
     rows: np.ndarray
-    source: np.ndarray
-    target: np.ndarray
-    weights: np.ndarray | None
-    centres: np.ndarray | None
+    source: torch.Tensor
+    target: torch.Tensor
+    weights: torch.Tensor | None
+    centres: torch.Tensor | None
 
 
 class TrainingRows:
@@ -89,58 +89,72 @@ class TrainingRows:
             size: Rows in a batch; one more where the synthetic ones do not divide evenly.
             seed: The same seed gives the same batches.
         """
-        reads = zip(self._real_parts(size, seed), self._synthetic_parts(size, seed), strict=True)
-        for (numbers, real), (mixed, first, second) in reads:
-            source, target = (self._side(side, real, mixed, first, second) for side in (0, 1))
-            rows = np.concatenate([numbers, len(self._pairs) + mixed])
-            yield TrainingBatch(rows, source, target, self._weights_of(rows), self._centres_of(rows))
+        for group in self._groups(size, seed):
+            numbers = self._to_read(group)
+            order = None if _rises(numbers) else np.argsort(numbers, kind="stable")
+            vectors = self._pairs.take(numbers if order is None else numbers[order], self._direction)  # chunk by chunk
+            sides = [torch.from_numpy(side) for side in vectors]
+            places = np.empty_like(numbers)
+            places[slice(None) if order is None else order] = np.arange(len(numbers))
+            start = 0
+            for one in group:
+                here = places[start : start + len(one.real) + 2 * len(one.mixed)]
+                start += len(here)
+                alone = order is None and len(here) == len(numbers) and not len(one.mixed)
+                source, target = sides if alone else self._gathered(sides, here, one)
+                rows = np.concatenate([one.real, len(self._pairs) + one.mixed])
+                yield TrainingBatch(rows, source, target, self._weights_of(rows), self._centres_of(rows))
 
-    def _side(self, side: int, real: _Read, mixed: np.ndarray, first: _Read, second: _Read) -> np.ndarray:
-        """Real vectors and then mixed ones, float32 [b, d]; where real ones alone were read for this, they are it."""
-        vectors = real.sides[side]
-        count = len(real.places)
-        if count == len(vectors) and not len(mixed):
-            return vectors
-        rows = np.empty((count + len(mixed), vectors.shape[1]), np.float32)
-        # with a mode, take writes there without a copy in between
-        np.take(vectors, real.places, axis=0, out=rows[:count], mode="clip")
-        if len(mixed):
-            np.take(first.sides[side], first.places, axis=0, out=rows[count:], mode="clip")
-            self._mixture(mixed, rows[count:], second.sides[side][second.places])
-        return rows
+    def _groups(self, size: int, seed: int) -> Iterator[list[_Numbers]]:
+        """Rows of batches that are read together."""
+        share, count = self._real_share(size), self.batch_count(size)
+        together = self._together(share, -(-len(self._synthetic) // count))
+        order = self._synthetic_order(seed)
+        bounds = np.linspace(0, len(order), count + 1).astype(np.int64).tolist()
+        reads = self._pairs.shuffled(share * together, seed=seed)
+        for begin, real in zip(range(0, count, together), reads, strict=True):
+            group = []
+            for start in range(0, len(real), share):
+                batch = begin + start // share
+                group.append(_Numbers(real[start : start + share], order[bounds[batch] : bounds[batch + 1]]))
+            if together == 1:  # a batch alone may have the order in which it is read
+                group[0].real.sort()
+            yield group
 
     def _real_share(self, size: int) -> int:
         return max(1, size * len(self._pairs) // len(self))
 
-    def _real_parts(self, size: int, seed: int) -> Iterator[tuple[np.ndarray, _Read]]:
-        """Numbers and vectors of each batch's real rows; those of several batches are read at once."""
-        share = self._real_share(size)
-        for numbers in self._pairs.shuffled(share * max(1, READ_ROWS // share), seed=seed):
-            if len(numbers) <= share:  # a batch alone may have the order in which it is read
-                numbers = np.sort(numbers)
-            read = self._read(numbers)
-            for start in range(0, len(numbers), share):
-                yield numbers[start : start + share], read.only(start, start + share)
+    def _together(self, real: int, mixed: int) -> int:
+        """How many batches, of so many rows each, are read at once."""
+        if mixed:
+            of_one = 4 * sum(space.dim for space in self._pairs.spaces(self._direction)) * (real + 2 * mixed)
+            return max(1, MIXED_BYTES // of_one)
+        chunk_rows = self._pairs.old.chunk_rows
+        chunks = min(-(-len(self._pairs) // chunk_rows), max(1, BUFFER_ROWS // chunk_rows))
+        return 1 if real >= RUN_ROWS * chunks else max(1, READ_ROWS // real)
 
-    def _synthetic_parts(self, size: int, seed: int) -> Iterator[tuple[np.ndarray, _Read, _Read]]:
-        """Numbers, counted from 0, of each batch's synthetic rows, perhaps none, and the vectors of both parents."""
-        count, order = self.batch_count(size), self._synthetic_order(seed)
-        bounds = np.linspace(0, len(order), count + 1).astype(np.int64)
-        bytes_of_one = 2 * 4 * sum(space.dim for space in self._pairs.spaces(self._direction))
-        together = max(1, SYNTHETIC_BYTES // bytes_of_one * count // max(1, len(order)))
-        for begin in range(0, count, together):
-            inside = bounds[begin : begin + together + 1]
-            numbers = order[inside[0] : inside[-1]]
-            first, second = (self._read(parents[numbers]) for parents in self._parents)
-            for start, stop in pairwise((inside - inside[0]).tolist()):
-                yield numbers[start:stop], first.only(start, stop), second.only(start, stop)
+    def _to_read(self, group: list[_Numbers]) -> np.ndarray:
+        """Numbers of the pairs that a group is made of: of each batch the real ones, first parents, second parents."""
+        first, second = self._parents
+        return np.concatenate([part for one in group for part in (one.real, first[one.mixed], second[one.mixed])])
 
-    def _read(self, numbers: np.ndarray) -> _Read:
-        """Vectors of pairs, read in rising order: chunk after chunk."""
-        order = np.argsort(numbers, kind="stable")
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        return _Read(self._pairs.take(numbers[order], self._direction), places)
+    def _gathered(self, sides: Sequence[torch.Tensor], places: np.ndarray, batch: _Numbers) -> list[torch.Tensor]:
+        """Source and target of a batch, float32 [b, d], from vectors that lie at these places, as `_to_read` has them.
+
+        Torch does it on all its threads, as it does the step that follows; numpy would keep the others waiting.
+        """
+        real, mixed = len(batch.real), len(batch.mixed)
+        if not mixed:
+            rows = torch.from_numpy(places)
+            return [side.index_select(0, rows) for side in sides]
+        shares = self._shares(batch.mixed)
+        weights = torch.cat([torch.ones(real), torch.stack([shares, 1 - shares], dim=1).ravel()])
+        taken = torch.from_numpy(np.concatenate([places[:real], places[real:].reshape(2, mixed).T.ravel()]))
+        starts = torch.from_numpy(np.concatenate([np.arange(real), real + 2 * np.arange(mixed)]))
+        return [
+            torch.nn.functional.embedding_bag(taken, side, starts, mode="sum", per_sample_weights=weights)
+            for side in sides
+        ]
 
     def _synthetic_order(self, seed: int) -> np.ndarray:
         """Numbers of all synthetic rows, mixed among those whose first parents are in one buffer of chunks.
@@ -156,38 +170,31 @@ class TrainingRows:
         mixed = generator.permutation(len(self._synthetic))
         return mixed[np.argsort(buffer[self._synthetic.first[mixed] // size], kind="stable")]
 
-    def _mixture(self, numbers: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """What synthetic rows are of their parents' values, float32 [m] or [m, d]; it takes the place of `first`."""
-        shares = self._synthetic.share
-        if shares is None:
-            first += second
-            first *= np.float32(0.5)
-            return first
-        share = shares[numbers].reshape(-1, *[1] * (first.ndim - 1))
-        first *= share
-        second *= 1 - share
-        first += second
-        return first
-
-    def _weights_of(self, rows: np.ndarray) -> np.ndarray | None:
+    def _weights_of(self, rows: np.ndarray) -> torch.Tensor | None:
         weights = self._pairs.weights
         if weights is None:
             return None
-        real, mixed = self._parted(rows)
-        first, second = (weights[side[mixed]].astype(np.float32) for side in self._parents)
-        return np.concatenate([weights[real].astype(np.float32), self._mixture(mixed, first, second)])
+        return self._of_rows(rows, lambda pairs: weights[pairs].astype(np.float32))
 
-    def _centres_of(self, rows: np.ndarray) -> np.ndarray | None:
-        if self._centres is None:
-            return None
-        real, mixed = self._parted(rows)
-        first, second = (self._centres.take(side[mixed]) for side in self._parents)
-        return np.concatenate([self._centres.take(real), self._mixture(mixed, first, second)])
+    def _centres_of(self, rows: np.ndarray) -> torch.Tensor | None:
+        return None if self._centres is None else self._of_rows(rows, self._centres.take)
 
-    def _parted(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        real = len(self._pairs)
-        return rows[rows < real], rows[rows >= real] - real
+    def _of_rows(self, rows: np.ndarray, of_pairs: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+        """What rows have of something that pairs have, float32 [b] or [b, d]."""
+        real, mixed = rows[rows < len(self._pairs)], rows[rows >= len(self._pairs)] - len(self._pairs)
+        first, second = (torch.from_numpy(of_pairs(parents[mixed])) for parents in self._parents)
+        shares = self._shares(mixed).reshape(-1, *[1] * (first.ndim - 1))
+        return torch.cat([torch.from_numpy(of_pairs(real)), torch.lerp(second, first, shares)])
+
+    def _shares(self, mixed: np.ndarray) -> torch.Tensor:
+        """How much synthetic rows are of their first parents, float32 [m]."""
+        shares = self._synthetic.share
+        return torch.full((len(mixed),), 0.5) if shares is None else torch.from_numpy(shares[mixed])
 
     @property
     def _parents(self) -> tuple[np.ndarray, np.ndarray]:
         return self._synthetic.first, self._synthetic.second
+
+
+def _rises(numbers: np.ndarray) -> bool:
+    return not (np.diff(numbers) < 0).any()
