@@ -76,13 +76,14 @@ def compatibility_loss(
     """
     _require_pairs(predicted, target, pair_weights)
     terms: Any = _BothTerms.apply(predicted, target, pair_weights)
-    return _weighed(weights, *terms)
+    cosine, mse = terms
+    return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)
 
 
 def compatibility_gradient(
     predicted: torch.Tensor, target: torch.Tensor, weights: LossWeights, pair_weights: torch.Tensor | None = None
-) -> tuple[LossTerms, torch.Tensor]:
-    """The terms of `compatibility_loss`, and the gradient of their total at `predicted`, float [b, d].
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The unweighted terms of `compatibility_loss`, float [2], and the gradient of their weighted sum, float [b, d].
 
     Both are made in one go and nothing is recorded for autograd: `predicted.backward(gradient)` does the rest. A step
     of a small network is shorter by that.
@@ -93,7 +94,7 @@ def compatibility_gradient(
     _require_pairs(predicted, target, pair_weights)
     with torch.no_grad():
         rows = _ComparedRows.of(predicted, target, pair_weights)
-        return _weighed(weights, *rows.terms()), rows.gradient(weights.cosine_weight, weights.mse_weight)
+        return rows.terms(), rows.gradient(weights.cosine_weight, weights.mse_weight)
 
 
 def _require_pairs(predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None) -> None:
@@ -102,10 +103,6 @@ def _require_pairs(predicted: torch.Tensor, target: torch.Tensor, pair_weights: 
             f"predicted and target must both be [b, d], found {list(predicted.shape)} and {list(target.shape)}"
         )
     require_weights(predicted, pair_weights)
-
-
-def _weighed(weights: LossWeights, cosine: torch.Tensor, mse: torch.Tensor) -> LossTerms:
-    return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)
 
 
 class _ComparedRows(NamedTuple):
@@ -141,17 +138,21 @@ class _ComparedRows(NamedTuple):
         distance = (length.square() - 2 * dot + wanted.square()).clamp_min(0)  # rounding may leave it just below
         return cls(predicted, target, pair_weights, length, reciprocal, dot * reciprocal, distance)
 
-    def terms(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means of 1 - cos and of the squared distance, scalars."""
-        return 1.0 - _mean(self.cosine, self.pair_weights), _mean(self.distance, self.pair_weights)
+    def terms(self) -> torch.Tensor:
+        """Means of 1 - cos and of the squared distance, [2]."""
+        both = torch.stack([1 - self.cosine, self.distance])
+        if self.pair_weights is None:
+            return both.mean(dim=1)
+        return (both * _shares(both[0], self.pair_weights)).sum(dim=1)
 
     def gradient(self, by_cosine: torch.Tensor | float, by_distance: torch.Tensor | float) -> torch.Tensor:
         """The gradient at `predicted`, [b, d], of so much of each term."""
+        share = _shares(self.cosine, self.pair_weights)
+        by_cosine, by_distance = by_cosine * share, 2 * by_distance * share
         turning = torch.where(self.length > SHORTEST, self.cosine / self.length.square(), 0)
-        along = by_cosine * turning + 2 * by_distance
-        across = -by_cosine * self.reciprocal - 2 * by_distance
-        share = _shares(self.predicted, self.pair_weights)
-        return (self.predicted * (share * along)[:, None]).addcmul_(self.target, (share * across)[:, None])
+        along = by_cosine * turning + by_distance
+        across = -by_cosine * self.reciprocal - by_distance
+        return (self.predicted * along[:, None]).addcmul_(self.target, across[:, None])
 
 
 class _BothTerms(torch.autograd.Function):
@@ -163,7 +164,8 @@ class _BothTerms(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = _ComparedRows.of(predicted, target, pair_weights)
         ctx.save_for_backward(*rows)
-        return rows.terms()
+        cosine, mse = rows.terms()
+        return cosine, mse
 
     @staticmethod
     @once_differentiable

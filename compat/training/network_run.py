@@ -124,7 +124,7 @@ class NetworkRun(EpochRun):
         number, options = len(self.history), self.options
         started = time.perf_counter()
         # The sums stay where the network is: reading them at every step would wait for the device at every step.
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         mass, seen, rate = 0.0, 0, 0.0
         norms: GradientNorms | None = None
         self.network.train()
@@ -136,30 +136,31 @@ class NetworkRun(EpochRun):
             if norms is None:  # one batch of an epoch shows the balance, at no cost worth naming
                 norms = gradient_norms(predicted, target, options.loss, self.network.parameters(), weights)
             terms, gradient = compatibility_gradient(predicted, target, options.loss, weights)
-            values = [*terms]
+            share = len(batch.rows) if batch.weights is None else float(batch.weights.sum())
             if centres is not None:
                 compactness, pull = self._compactness(predicted, centres, weights)
                 gradient += pull
-                values = [terms.total + options.loss.compactness_weight * compactness, *terms[1:], compactness]
+                sums[2].add_(compactness, alpha=share)
+            sums[:2].add_(terms, alpha=share)
             self._descend(predicted, gradient)
-            share = len(batch.rows) if batch.weights is None else float(batch.weights.sum())
-            sums[: len(values)].add_(torch.stack(values), alpha=share)
             mass += share
             seen += len(batch.rows)
-        means = (sums.cpu() / mass).tolist()
-        if not np.isfinite(means).all():
+        cosine, mse, compactness = (sums.cpu() / mass).tolist()
+        weighed = options.loss
+        loss = weighed.cosine_weight * cosine + weighed.mse_weight * mse + weighed.compactness_weight * compactness
+        if not np.isfinite(loss):
             raise Diverged(
-                f"the loss became {means[0]} in epoch {number + 1}; lower learning_rate ({options.learning_rate}) or "
+                f"the loss became {loss} in epoch {number + 1}; lower learning_rate ({options.learning_rate}) or "
                 f"loss.mse_weight ({options.loss.mse_weight})"
             )
         seconds = time.perf_counter() - started
         score = self._judged(number)
         record = {
             "epoch": number + 1,
-            "loss": means[0],
-            "cosine_loss": means[1],
-            "squared_distance": means[2],
-            **({"compactness_loss": means[3]} if options.loss.compactness_weight else {}),
+            "loss": loss,
+            "cosine_loss": cosine,
+            "squared_distance": mse,
+            **({"compactness_loss": compactness} if options.loss.compactness_weight else {}),
             "cosine_gradient": norms.cosine if norms else 0.0,
             "mse_gradient": norms.mse if norms else 0.0,
             "learning_rate": rate,

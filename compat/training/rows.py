@@ -90,18 +90,7 @@ class TrainingRows:
             seed: The same seed gives the same batches.
         """
         for group in self._groups(size, seed):
-            numbers = self._to_read(group)
-            order = None if _rises(numbers) else np.argsort(numbers, kind="stable")
-            vectors = self._pairs.take(numbers if order is None else numbers[order], self._direction)  # chunk by chunk
-            sides = [torch.from_numpy(side) for side in vectors]
-            places = np.empty_like(numbers)
-            places[slice(None) if order is None else order] = np.arange(len(numbers))
-            start = 0
-            for one in group:
-                here = places[start : start + len(one.real) + 2 * len(one.mixed)]
-                start += len(here)
-                alone = order is None and len(here) == len(numbers) and not len(one.mixed)
-                source, target = sides if alone else self._gathered(sides, here, one)
+            for one, (source, target) in zip(group, self._vectors(group), strict=True):
                 rows = np.concatenate([one.real, len(self._pairs) + one.mixed])
                 yield TrainingBatch(rows, source, target, self._weights_of(rows), self._centres_of(rows))
 
@@ -117,7 +106,7 @@ class TrainingRows:
             for start in range(0, len(real), share):
                 batch = begin + start // share
                 group.append(_Numbers(real[start : start + share], order[bounds[batch] : bounds[batch + 1]]))
-            if together == 1:  # a batch alone may have the order in which it is read
+            if len(group) == 1:  # a batch alone may have the order in which it is read
                 group[0].real.sort()
             yield group
 
@@ -133,13 +122,29 @@ class TrainingRows:
         chunks = min(-(-len(self._pairs) // chunk_rows), max(1, BUFFER_ROWS // chunk_rows))
         return 1 if real >= RUN_ROWS * chunks else max(1, READ_ROWS // real)
 
-    def _to_read(self, group: list[_Numbers]) -> np.ndarray:
-        """Numbers of the pairs that a group is made of: of each batch the real ones, first parents, second parents."""
+    def _vectors(self, group: list[_Numbers]) -> Iterator[Sequence[torch.Tensor]]:
+        """Source and target of each batch of a group, float32 [b, d]; all are read before the first one comes."""
+        if len(group) == 1 and not len(group[0].mixed):
+            yield self._read(group[0].real)
+            return
         first, second = self._parents
-        return np.concatenate([part for one in group for part in (one.real, first[one.mixed], second[one.mixed])])
+        numbers = np.concatenate([part for one in group for part in (one.real, first[one.mixed], second[one.mixed])])
+        order = np.argsort(numbers, kind="stable")  # chunk after chunk
+        sides = self._read(numbers[order])
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        start = 0
+        for one in group:
+            stop = start + len(one.real) + 2 * len(one.mixed)
+            yield self._gathered(sides, places[start:stop], one)
+            start = stop
+
+    def _read(self, numbers: np.ndarray) -> Sequence[torch.Tensor]:
+        return [torch.from_numpy(side) for side in self._pairs.take(numbers, self._direction)]
 
     def _gathered(self, sides: Sequence[torch.Tensor], places: np.ndarray, batch: _Numbers) -> list[torch.Tensor]:
-        """Source and target of a batch, float32 [b, d], from vectors that lie at these places, as `_to_read` has them.
+        """Source and target of a batch, float32 [b, d], from vectors at the places of its real rows, of its first
+        parents and of its second ones.
 
         Torch does it on all its threads, as it does the step that follows; numpy would keep the others waiting.
         """
@@ -194,7 +199,3 @@ class TrainingRows:
     @property
     def _parents(self) -> tuple[np.ndarray, np.ndarray]:
         return self._synthetic.first, self._synthetic.second
-
-
-def _rises(numbers: np.ndarray) -> bool:
-    return not (np.diff(numbers) < 0).any()
