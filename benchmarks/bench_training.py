@@ -135,7 +135,10 @@ def precision(options: argparse.Namespace) -> str:
         return "Left out: name a folder that holds font_identities/ with --data."
     data = font_identities(options.data / "font_identities")
     rows = []
-    for family, most, epochs in (("mlp", options.mlp_pairs, 15), ("msresnet", options.msresnet_pairs, 4)):
+    for family, most, epochs in (
+        ("mlp", options.mlp_pairs, 15),
+        ("msresnet", options.msresnet_pairs, options.msresnet_epochs),
+    ):
         hits: dict[Precision, list[np.ndarray]] = {"fp32": [], "bf16": []}
         seconds = dict.fromkeys(hits, 0.0)
         identities = []
@@ -197,7 +200,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--mlp-pairs", type=int, default=15_999)
-    parser.add_argument("--msresnet-pairs", type=int, default=4_000, help="0 leaves it out")
+    parser.add_argument("--msresnet-pairs", type=int, default=2_000, help="0 leaves it out")
+    parser.add_argument("--msresnet-epochs", type=int, default=33, help="what bench_synthetic chose for 2,000 pairs")
     parser.add_argument("--folder", type=Path, help="where stores are written for a while")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--save", action="store_true", help="write the parts that ran into results/training.md")
@@ -222,7 +226,7 @@ def _sections() -> dict[str, str]:
 
 def _command(options: argparse.Namespace, part: str) -> str:
     said = {"speed": ("pairs", "dim"), "synthetic": ("pairs", "dim"), "memory": ("sizes",)}
-    said |= {"precision": ("seeds", "mlp_pairs", "msresnet_pairs")}
+    said |= {"precision": ("seeds", "mlp_pairs", "msresnet_pairs", "msresnet_epochs")}
     words = [f"--part {part}"]
     for name in (*said.get(part, ()), "device"):
         value = getattr(options, name)
