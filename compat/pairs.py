@@ -253,6 +253,7 @@ def join_pairs(old: EmbeddingStore, new: EmbeddingStore) -> Pairs:
         pl.DataFrame({"item_id": old_ids})
         .with_row_index("old_row")
         .join(pl.DataFrame({"item_id": new_ids}).with_row_index("new_row"), on="item_id", how="inner")
+        .select("old_row", "new_row")  # the ids need not be sorted along
         .sort("old_row")
     )
     if not len(joined):

@@ -92,14 +92,6 @@ def test_the_gradient_made_beside_the_terms_is_that_of_their_total(weighed):
         compatibility_gradient(x, b[:, :3], options)
 
 
-def test_a_second_derivative_is_refused_and_not_wrong():
-    a, b = (torch.tensor(side) for side in draw(10))
-    x = a.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(compatibility_loss(x, b, LossWeights()).total, [x], create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        slope.sum().backward()
-
-
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), rows=st.integers(2, 7))
 def test_weights_of_pairs_count_as_repetitions_do(seed, rows):

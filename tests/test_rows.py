@@ -145,3 +145,22 @@ def test_no_more_vectors_are_read_at_once_than_the_limits_say(pairs, monkeypatch
     assert sum(taken) == REAL + 2 * 2000
     assert len(taken) <= REAL // 90 + 2 * (2000 // 40) + 4
     assert isinstance(pairs.item_ids, pl.Series)
+
+
+def test_large_batches_are_read_alone_as_they_lie_on_disk_and_small_ones_together(pairs, monkeypatch):
+    """The stores have 32 chunks of 32 rows: a batch of 8 rows of each is large."""
+    taken, take = [], Pairs.take
+
+    def taking(self, numbers, direction):
+        taken.append(numbers)
+        return take(self, numbers, direction)
+
+    monkeypatch.setattr(Pairs, "take", taking)
+    large = [batch.rows for batch in TrainingRows(pairs, NO_SAMPLES, "new-to-old").batches(8 * 32, seed=0)]
+    assert [numbers.tolist() for numbers in taken] == [rows.tolist() for rows in large]
+    assert all((np.diff(rows) > 0).all() for rows in large)
+    taken.clear()
+    small = [batch.rows for batch in TrainingRows(pairs, NO_SAMPLES, "new-to-old").batches(8 * 32 - 1, seed=0)]
+    assert len(small) == 4
+    assert len(taken) == 1
+    assert any((np.diff(rows) < 0).any() for rows in small)

@@ -21,11 +21,12 @@ from compat.training.selection import HeldOutRetrieval, identity_folds
 from compat.tuning.baseline import STRENGTHS, best_ridge, fit_ridges
 from compat.tuning.contest import Contest, parts_of
 from compat.tuning.leases import own_lease
+from compat.tuning.opening import open_study, opened_work
 from compat.tuning.options import SearchSpace, TuneOptions
 from compat.tuning.pace import Pace
 from compat.tuning.space import digest_of
 from compat.tuning.storage import opened_storage
-from compat.tuning.study import open_study, opened_work, tune
+from compat.tuning.study import tune
 from compat.tuning.unseen import CLAIM, _claimed
 from stores.store import EmbeddingStore
 from tests.planted import plant, write_store

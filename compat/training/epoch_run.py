@@ -104,7 +104,7 @@ class EpochRun(ABC):
         """Take a step down from a loss, or from an output whose gradient is given."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                parameter.grad = None
+                parameter.grad = None  # the optimiser's zero_grad does so too, within a record for the profiler
         output.backward(gradient)
         self.optimizer.step()
         self._step += 1

@@ -15,6 +15,7 @@ from compat.training.epoch_run import stopping_folds
 from compat.training.interpolation import plan_synthetic
 from compat.training.losses import GradientNorms, imbalance
 from compat.training.network_run import NetworkRun, at_raw_length
+from compat.training.rows import FORM
 from compat.training.selection import Distractors, HeldOutRetrieval, HeldOutScore
 from compat.training.told import OnEpoch, OnLine
 from compat.transformers.linear import LinearMap
@@ -37,7 +38,7 @@ def fit_network(
     A residual_mlp starts at an affine map, which is judged first: where no epoch retrieves better, that map is what
     comes back, as a network whose residual is zero.
 
-    Vectors are streamed: in memory are a few numbers of 4 or 8 bytes for each pair, a buffer of synthetic rows, and
+    Vectors are streamed: in memory are a few numbers of 4 or 8 bytes for each pair, the vectors of a few batches, and
     what the judge keeps of the held-out fold, which is bounded.
 
     Args:
@@ -71,6 +72,7 @@ def fit_network(
             "pairs": pairs.fingerprint(),
             "start": training.start_digest,
             "precision": training.precision,
+            "batches": FORM,
         },
         on_epoch,
     )

@@ -6,11 +6,10 @@ Shapes: b pairs in a batch, dimension d of the target space.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from compat.options import LossWeights
 
@@ -41,7 +40,7 @@ def cosine_loss(
     predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean over the batch of 1 - cos(predicted, target), between 0 and 2, for [b, d] tensors; weighted by [b]."""
-    return 1.0 - _mean(nn.functional.cosine_similarity(predicted, target, dim=1), pair_weights)
+    return _mean(1 - nn.functional.cosine_similarity(predicted, target, dim=1), pair_weights)
 
 
 def require_weights(predicted: torch.Tensor, pair_weights: torch.Tensor | None) -> None:
@@ -62,8 +61,8 @@ def compatibility_loss(
     """cosine_weight * (1 - cos) + mse_weight * squared distance.
 
     The terms are `cosine_loss` and the squared distance summed over dimensions, made of the same three products of
-    each row and with one gradient between them, at half of what the two cost apart. On unit vectors the squared
-    distance is 2 (1 - cos): the two terms are then one, and weighing them says nothing. They are differentiated once.
+    each row. On unit vectors the squared distance is 2 (1 - cos): the two terms are then one, and weighing them says
+    nothing.
 
     Args:
         predicted: The map's raw output, float [b, d].
@@ -75,8 +74,7 @@ def compatibility_loss(
         ValueError: If the shapes differ or are not [b, d], or there is not one weight for each pair.
     """
     _require_pairs(predicted, target, pair_weights)
-    terms: Any = _BothTerms.apply(predicted, target, pair_weights)
-    cosine, mse = terms
+    cosine, mse = _ComparedRows.of(predicted, target, pair_weights).terms()
     return LossTerms(weights.cosine_weight * cosine + weights.mse_weight * mse, cosine, mse)
 
 
@@ -85,16 +83,15 @@ def compatibility_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The unweighted terms of `compatibility_loss`, float [2], and the gradient of their weighted sum, float [b, d].
 
-    Both are made in one go and nothing is recorded for autograd: `predicted.backward(gradient)` does the rest. A step
-    of a small network is shorter by that.
+    Both are made of the same products and nothing is recorded for autograd: `predicted.backward(gradient)` does the
+    rest. A step of a small network is shorter by that.
 
     Raises:
         ValueError: As `compatibility_loss` does.
     """
     _require_pairs(predicted, target, pair_weights)
-    with torch.no_grad():
-        rows = _ComparedRows.of(predicted, target, pair_weights)
-        return rows.terms(), rows.gradient(weights.cosine_weight, weights.mse_weight)
+    rows = _ComparedRows.of(predicted.detach(), target, pair_weights)
+    return rows.terms(), rows.gradient(weights.cosine_weight, weights.mse_weight)
 
 
 def _require_pairs(predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None) -> None:
@@ -145,34 +142,14 @@ class _ComparedRows(NamedTuple):
             return both.mean(dim=1)
         return (both * _shares(both[0], self.pair_weights)).sum(dim=1)
 
-    def gradient(self, by_cosine: torch.Tensor | float, by_distance: torch.Tensor | float) -> torch.Tensor:
+    def gradient(self, by_cosine: float, by_distance: float) -> torch.Tensor:
         """The gradient at `predicted`, [b, d], of so much of each term."""
         share = _shares(self.cosine, self.pair_weights)
-        by_cosine, by_distance = by_cosine * share, 2 * by_distance * share
+        cosine_share, distance_share = by_cosine * share, 2 * by_distance * share
         turning = torch.where(self.length > SHORTEST, self.cosine / self.length.square(), 0)
-        along = by_cosine * turning + by_distance
-        across = -by_cosine * self.reciprocal - by_distance
+        along = cosine_share * turning + distance_share
+        across = -cosine_share * self.reciprocal - distance_share
         return (self.predicted * along[:, None]).addcmul_(self.target, across[:, None])
-
-
-class _BothTerms(torch.autograd.Function):
-    """Both terms of a batch, differentiated together."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, predicted: torch.Tensor, target: torch.Tensor, pair_weights: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = _ComparedRows.of(predicted, target, pair_weights)
-        ctx.save_for_backward(*rows)
-        cosine, mse = rows.terms()
-        return cosine, mse
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
-        return _ComparedRows(*ctx.saved_tensors).gradient(*gradients), None, None
 
 
 def gradient_norms(
@@ -197,16 +174,18 @@ def gradient_norms(
     Raises:
         ValueError: As `compatibility_loss` does.
     """
-    terms = compatibility_loss(predicted, target, weights, pair_weights)
+    _require_pairs(predicted, target, pair_weights)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    rows = _ComparedRows.of(predicted.detach(), target, pair_weights)
 
-    def norm(weight: float, term: torch.Tensor) -> float:
-        if weight == 0:
+    def norm(by_cosine: float, by_distance: float) -> float:
+        if by_cosine == by_distance == 0:
             return 0.0
-        gradients = torch.autograd.grad(term, trained, retain_graph=True, materialize_grads=True)
-        return weight * float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+        slope = rows.gradient(by_cosine, by_distance)
+        found = torch.autograd.grad(predicted, trained, slope, retain_graph=True, materialize_grads=True)
+        return float(torch.stack([gradient.norm() for gradient in found]).norm())
 
-    return GradientNorms(norm(weights.cosine_weight, terms.cosine), norm(weights.mse_weight, terms.mse))
+    return GradientNorms(norm(weights.cosine_weight, 0.0), norm(0.0, weights.mse_weight))
 
 
 def imbalance(norms: GradientNorms, weights: LossWeights) -> str:

@@ -63,8 +63,8 @@ def _worker(options: TuneOptions, number: int, parent: int, say: Connection) -> 
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    from compat.tuning.opening import open_study, opened_work
     from compat.tuning.storage import opened_storage, require_optuna
-    from compat.tuning.study import open_study, opened_work
     from compat.tuning.trials import Orphaned, work
 
     require_optuna()

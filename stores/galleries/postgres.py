@@ -15,7 +15,7 @@ from stores.galleries.postgres_live import discard, put, remove, serve, served
 from stores.galleries.postgres_location import connected, parse_location
 from stores.galleries.postgres_parts import begin_parts, finish_parts, hold_parts, parts_done, write_part
 from stores.galleries.postgres_source import PostgresSource
-from stores.galleries.postgres_table import base_of, find_table, no_table
+from stores.galleries.postgres_table import find_table, no_table, table_behind
 from stores.galleries.postgres_target import PostgresTarget
 from stores.space import EmbeddingSpace
 
@@ -61,7 +61,7 @@ def digest(location: str) -> str:
         table = find_table(connection, place)
         if table is None:
             raise no_table(connection, place)
-        table = base_of(connection, table) or table
+        table = table_behind(connection, table)
         try:
             server = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
         except errors.InsufficientPrivilege:

@@ -9,7 +9,7 @@ from typing import Any
 from stores.durable import StoreLocked
 from stores.galleries.postgres_card import complete_table, lock_writer, mark_uncompacted
 from stores.galleries.postgres_location import connected, parse_location
-from stores.galleries.postgres_table import base_of
+from stores.galleries.postgres_table import table_behind
 
 _SERVER = "no file of the table holds their bytes, but the server's log, its replicas and backups may"
 _LOCK_SECONDS = 10
@@ -39,7 +39,7 @@ def compact(location: str) -> str | None:
 
     with connected(place) as connection:
         table, card = complete_table(connection, place)
-        table = base_of(connection, table) or table
+        table = table_behind(connection, table)
         named = Identifier(table.schema, table.name)
         if card is None:
             return (

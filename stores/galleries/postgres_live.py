@@ -32,6 +32,7 @@ from stores.galleries.postgres_table import (
     columns_of,
     find_table,
     select,
+    table_behind,
 )
 from stores.known_ids import KnownIds
 from stores.store import Batch
@@ -56,7 +57,7 @@ def put(location: str, batch: Batch) -> None:
     place = parse_location(location)
     with connected(place) as connection:
         table, card = complete_table(connection, place)
-        table = base_of(connection, table) or table
+        table = table_behind(connection, table)
         if card is None:
             raise ValueError(f"{place} was not written by this toolkit, which adds no rows to it; insert them yourself")
         place = replace(place, schema=table.schema, table=table.name, type=table.columns[EMBEDDING].kind)
@@ -98,7 +99,7 @@ def remove(location: str, item_ids: pl.Series) -> int:
     with connected(place) as connection:
         table, card = complete_table(connection, place)
         if card is not None:
-            table = base_of(connection, table) or table
+            table = table_behind(connection, table)
             place = replace(place, schema=table.schema, table=table.name)
         name = select(place, table, own=card is not None and ROW in table.columns).id
         kind = table.columns[name].kind

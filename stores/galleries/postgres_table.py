@@ -118,6 +118,11 @@ def base_of(connection: psycopg.Connection[Any], view: Table) -> Table | None:
     return _described(connection, *found[0]) if len(found) == 1 else None
 
 
+def table_behind(connection: psycopg.Connection[Any], table: Table) -> Table:
+    """The one table that a view shows, and anything else itself."""
+    return base_of(connection, table) or table
+
+
 def _described(connection: psycopg.Connection[Any], oid: int, schema: str, name: str, kind: str) -> Table:
     columns = connection.execute(
         "SELECT a.attname, t.typname, a.atttypmod, a.attnotnull FROM pg_attribute a "
