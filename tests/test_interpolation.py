@@ -149,6 +149,9 @@ def test_linear_stops_at_the_rate():
     scarce = plan(pairs, pairing="linear", rate=0.8)
     assert scarce.rate == 0.5
     assert scarce.note.startswith("synthetic samples reached a rate of 0.500 of the 0.800 asked for: `linear` takes")
+    one_missing = plan(of_sizes([16] * 118 + [16, 15]), pairing="linear", rate=0.5)
+    assert len(one_missing) == 959
+    assert one_missing.note == ""
 
 
 def test_sorted_pairs_neighbours_by_number_of_samples_and_caps_them():

@@ -191,11 +191,13 @@ def _of_identities(
         notes.append(_short(len(first), wanted, len(pairs), why))
     if options.pairing == "sorted" and sizes.min() == sizes.max():
         notes.append("all identities have equally many samples, so the order of `sorted` is arbitrary")
-    return SyntheticSamples(first, second, label, len(first) / len(pairs), "; ".join(notes))
+    return SyntheticSamples(first, second, label, len(first) / len(pairs), "; ".join(filter(None, notes)))
 
 
 def _short(count: int, wanted: int, real: int, why: str) -> str:
-    return f"synthetic samples reached a rate of {count / real:.3f} of the {wanted / real:.3f} asked for: {why}"
+    """What to say of fewer samples than wanted; nothing where the two rates read alike."""
+    reached, asked = f"{count / real:.3f}", f"{wanted / real:.3f}"
+    return "" if reached == asked else f"synthetic samples reached a rate of {reached} of the {asked} asked for: {why}"
 
 
 def _samples(identities: np.ndarray, couples: Couples, given: np.ndarray, seed: int) -> Couples:
