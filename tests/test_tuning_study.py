@@ -21,7 +21,7 @@ from compat.training.selection import HeldOutRetrieval, identity_folds
 from compat.tuning.baseline import STRENGTHS, best_ridge, fit_ridges
 from compat.tuning.contest import Contest, parts_of
 from compat.tuning.leases import own_lease
-from compat.tuning.opening import open_study, opened_work
+from compat.tuning.opening import made_of, open_study, opened_work
 from compat.tuning.options import SearchSpace, TuneOptions
 from compat.tuning.pace import Pace
 from compat.tuning.space import digest_of
@@ -267,7 +267,7 @@ def test_a_score_that_another_command_makes_is_awaited_and_kept_out_of_the_recor
     with (
         opened_work(wanted) as job,
         opened_storage(url, tmp_path) as kept,
-        _claimed(open_study(kept, wanted, job), alone=False) as mine,
+        _claimed(open_study(kept, wanted.name, made_of(job)), alone=False) as mine,
     ):
         assert mine
         tuned = tune(wanted)

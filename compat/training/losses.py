@@ -137,14 +137,11 @@ class _ComparedRows(NamedTuple):
 
     def terms(self) -> torch.Tensor:
         """Means of 1 - cos and of the squared distance, [2]."""
-        both = torch.stack([1 - self.cosine, self.distance])
-        if self.pair_weights is None:
-            return both.mean(dim=1)
-        return (both * _shares(both[0], self.pair_weights)).sum(dim=1)
+        return _mean(torch.stack([1 - self.cosine, self.distance]), self.pair_weights)
 
     def gradient(self, by_cosine: float, by_distance: float) -> torch.Tensor:
         """The gradient at `predicted`, [b, d], of so much of each term."""
-        share = _shares(self.cosine, self.pair_weights)
+        share = 1 / len(self.cosine) if self.pair_weights is None else _shares(self.pair_weights)
         cosine_share, distance_share = by_cosine * share, 2 * by_distance * share
         turning = torch.where(self.length > SHORTEST, self.cosine / self.length.square(), 0)
         along = cosine_share * turning + distance_share
@@ -203,15 +200,14 @@ def imbalance(norms: GradientNorms, weights: LossWeights) -> str:
 
 
 def _mean(values: torch.Tensor, pair_weights: torch.Tensor | None) -> torch.Tensor:
+    """Means over the pairs, which are the last dimension."""
     if pair_weights is None:
-        return values.mean()
-    return (values * _shares(values, pair_weights)).sum()
+        return values.mean(dim=-1)
+    return (values * _shares(pair_weights)).sum(dim=-1)
 
 
-def _shares(values: torch.Tensor, pair_weights: torch.Tensor | None) -> torch.Tensor | float:
+def _shares(pair_weights: torch.Tensor) -> torch.Tensor:
     """How much each of the pairs counts in their mean."""
-    if pair_weights is None:
-        return 1 / len(values)
     total = pair_weights.sum()
     # a batch may consist of pairs that count for nothing: it then has no gradient, rather than NaN
     return pair_weights / (total + (total == 0))

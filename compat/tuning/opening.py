@@ -47,21 +47,25 @@ def opened_work(options: TuneOptions, *, worker: int = 0) -> Iterator[Work]:
         yield Work(pairs, gallery, options.fit, space, options.trials, worker, shared=shared, alone=alone)
 
 
-def open_study(storage: BaseStorage, options: TuneOptions, job: Work) -> Study:
+def open_study(storage: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
     """The study of a storage, begun or gone on with.
+
+    Args:
+        storage: Where it is kept.
+        name: Its name there.
+        wanted: What it has to be made of, see `made_of`.
 
     Raises:
         ValueError: If one of that name is there and is of other pairs or options.
     """
     import optuna
 
-    study = optuna.create_study(storage=storage, study_name=options.name, direction="maximize", load_if_exists=True)
-    wanted = made_of(job)
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     found = study.user_attrs.get(MADE_OF)
     if found is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(MADE_OF, wanted)
     else:
-        require_same("the storage", {"name": options.name, MADE_OF: found}, wanted, options.name)
+        require_same("the storage", {"name": name, MADE_OF: found}, wanted, name)
     return study
 
 

@@ -56,13 +56,13 @@ def tune(options: TuneOptions) -> Tuned:
     with ExitStack() as stack:
         job = stack.enter_context(opened_work(options))
         split = stack.enter_context(opened_split(options, job))
-        known = read_record(options.out)
+        known, wanted = read_record(options.out), made_of(job)
         if known:
-            require_same(str(options.out), known, made_of(job), options.name)
+            require_same(str(options.out), known, wanted, options.name)
         ridge = best_ridge(job.pairs, job.fixed, job.gallery)  # before a folder is made: it says what pairs lack
         options.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(sole_command(options.out))
-        study = open_study(stack.enter_context(opened_storage(options.storage, options.out)), options, job)
+        study = open_study(stack.enter_context(opened_storage(options.storage, options.out)), options.name, wanted)
         for reason in job.space.left_out:
             say(f"left out: {reason}")
         _run(study, options, job)
@@ -71,7 +71,7 @@ def tune(options: TuneOptions) -> Tuned:
         contest = contest_of(study, job, finalists[0], judgings=judgings, reports=options.reports, on_part=say)
         outcome = Outcome(finalists, ridge, contest, *importances(study))
         rows = trial_rows(study)
-        record = study_record(options, job, rows, outcome) | {MADE_OF: made_of(job)}
+        record = study_record(options, job, rows, outcome) | {MADE_OF: wanted}
         pending = False
         scored = known.get(SCORED) or study.user_attrs.get(SCORED)
         write_artefacts(options.out, record | {SCORED: scored}, rows, render_study(record | {SCORED: scored}, rows))

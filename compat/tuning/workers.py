@@ -63,14 +63,14 @@ def _worker(options: TuneOptions, number: int, parent: int, say: Connection) -> 
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    from compat.tuning.opening import open_study, opened_work
+    from compat.tuning.opening import made_of, open_study, opened_work
     from compat.tuning.storage import opened_storage, require_optuna
     from compat.tuning.trials import Orphaned, work
 
     require_optuna()
     try:
         with opened_work(options, worker=number) as job, opened_storage(options.storage, options.out) as storage:
-            work(open_study(storage, options, job), job, parent=parent)
+            work(open_study(storage, options.name, made_of(job)), job, parent=parent)
     except (Orphaned, KeyboardInterrupt):
         sys.exit(1)
     except (ValueError, OSError, ImportError) as mistake:
